@@ -1,0 +1,111 @@
+"""Frozen values that travel between the gateway and its providers, shared by all modules."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from orqen_ray.conversation import JsonObject
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a model family can do; a row of `catalog.toml`. The defaults are those of an unknown model."""
+
+    prefix_bound: bool = False
+    forced_tool_choice: bool = True
+    mid_conversation_system: bool = False
+    mid_conversation_tools: bool = False
+    defer_loading: bool = False
+    cache_markers: bool = False
+    cache_min_tokens: int = 1024
+    images: bool = True
+    documents: bool = True
+    structured_output: bool = True
+    stream_usage: bool = True
+    thinking: Literal["none", "budget", "adaptive"] = "none"
+    sampling_refused: frozenset[str] = frozenset()
+    max_tokens_field: str = "max_completion_tokens"
+    default_max_tokens: int = 8192
+    tool_id_pattern: str | None = None
+    """Regular expression that the provider demands of tool call ids, when narrower than the format's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """A request or reply in wire form, and paths of what it cannot carry (`messages[1].content[0].citations`)."""
+
+    body: JsonObject
+    dropped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AwsCredentials:
+    access_key_id: str = field(repr=False)
+    secret_access_key: str = field(repr=False)
+    session_token: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """The secret of one provider: an API key (or Bedrock bearer token), or AWS keys; with them region and base URL."""
+
+    api_key: str | None = field(default=None, repr=False)
+    aws: AwsCredentials | None = None
+    region: str | None = None
+    base_url: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One request to a provider. The forwarder adds its base URL, its credentials and nothing else.
+
+    `path` starts with a slash, is already URL-encoded, and follows the base URL of the row's dialect. `headers` come
+    from the caller through the allow-list. `credentials` are the caller's own, if the request carried any. Picklable.
+    """
+
+    provider: str
+    path: str
+    body: bytes
+    method: str = "POST"
+    query: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
+    credentials: Credentials | None = None
+    stream: bool = False
+    deadline_s: float | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class UpstreamReply:
+    """A provider's answer, its head read. `chunks` yields the body as it arrives and closes the connection when closed.
+
+    `headers` has lower-case names and holds only those a caller may see.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    chunks: AsyncIterator[bytes]
+
+    async def aclose(self) -> None:
+        """Drop the rest of the body and cancel the provider's work."""
+        close = getattr(self.chunks, "aclose", None)
+        if close is not None:
+            await close()
+
+
+class Upstream(Protocol):
+    """The one way to the network: in the ingress process, or a pool of its own behind a Ray Serve handle."""
+
+    async def send(self, call: Call) -> UpstreamReply:
+        """Send once and return when the head of the answer is there, whatever its status.
+
+        Raises:
+            ProviderNotConnected: no credentials.
+            UpstreamTimeout, UpstreamUnavailable, UpstreamRefused: nothing of an answer was received.
+        """
+        ...
+
+    async def connected(self) -> frozenset[str]:
+        """Names of the providers that have credentials, or need none and are configured."""
+        ...
