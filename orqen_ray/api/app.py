@@ -1,0 +1,71 @@
+"""The HTTP application: every route, and errors for what no route takes."""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from orqen_ray.api.chat import chat_routes
+from orqen_ray.api.models import model_routes
+from orqen_ray.api.wire import headers_of, request_id_of
+from orqen_ray.errors import GatewayError, MethodNotAllowed, NotFound
+from orqen_ray.formats.anthropic_messages.format import ANTHROPIC_MESSAGES
+from orqen_ray.formats.bedrock_converse.format import BEDROCK_CONVERSE
+from orqen_ray.formats.format import Format
+from orqen_ray.formats.openai_chat.format import OPENAI_CHAT
+from orqen_ray.service import Service
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(service: Service) -> FastAPI:
+    """The application for `service`. The calls to providers are plain ASGI routes: nothing stands in their way."""
+    app = FastAPI(title="Orqen-Ray", docs_url=None, redoc_url=None, openapi_url=None)
+    app.router.routes.extend([*chat_routes(service), *model_routes(service)])
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        """The whole graph can serve."""
+        try:
+            await service.ready()
+        except Exception as error:  # noqa: BLE001  # whatever it is, the answer is the same: not ready
+            logger.warning("not ready: %s", type(error).__name__)
+            return JSONResponse({"status": "not ready"}, status_code=503)
+        return JSONResponse({"status": "ok"})
+
+    @app.exception_handler(HTTPException)
+    async def no_route(request: Request, error: HTTPException) -> Response:
+        return _no_route(request, error)
+
+    return app
+
+
+def _no_route(request: Request, error: HTTPException) -> Response:
+    path = request.scope["path"]
+    wrong: GatewayError = NotFound(f"no such path: {path[:200]!r}; docs/api.md lists the calls of this gateway")
+    if error.status_code == 405:
+        wrong = MethodNotAllowed(f"{request.method} is not allowed here; try POST")
+    wire = _format_of(path, request).write_error(wrong, request_id_of(headers_of(request.scope)))
+    headers = {**wire.headers, "content-type": "application/json"}
+    if error.headers and "Allow" in error.headers:
+        headers["allow"] = error.headers["Allow"]
+    return Response(msgspec.json.encode(wire.body), status_code=wire.status, headers=headers)
+
+
+def _format_of(path: str, request: Request) -> Format:
+    """The format that the caller of a wrong path most likely speaks."""
+    if path.startswith("/model/"):
+        return BEDROCK_CONVERSE
+    if path.startswith("/v1/messages") or "anthropic-version" in request.headers:
+        return ANTHROPIC_MESSAGES
+    return OPENAI_CHAT

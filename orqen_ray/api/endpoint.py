@@ -1,0 +1,180 @@
+"""One kind of call over HTTP: authenticate, read, serve, relay to the end, and cancel when the client goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from orqen_ray.api.wire import check_content, headers_of, read_body, request_id_of, secret_of
+from orqen_ray.conversation import JsonObject
+from orqen_ray.errors import GatewayError
+from orqen_ray.formats.format import Format
+from orqen_ray.relay import Answer
+from orqen_ray.service import Service
+from orqen_ray.store.keys import KeyRecord
+
+logger = logging.getLogger(__name__)
+
+_HOP_BY_HOP = frozenset({"content-length", "transfer-encoding", "connection", "x-request-id"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """An authenticated request with its body."""
+
+    scope: Scope
+    headers: Mapping[str, str]
+    body: bytes
+    key: KeyRecord
+    request_id: str
+    format: Format
+
+    @property
+    def query(self) -> str:
+        return str(self.scope.get("query_string", b""), "latin-1")
+
+    @property
+    def path_params(self) -> dict[str, str]:
+        return dict(self.scope.get("path_params", {}))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JsonAnswer:
+    """An answer that the gateway gives by itself."""
+
+    body: JsonObject
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Serve = Callable[[Request], Awaitable[Answer | JsonAnswer]]
+
+
+class Endpoint:
+    """An ASGI application for one path. Errors take the shape of `format`, so that its SDK raises its own class."""
+
+    def __init__(
+        self,
+        service: Service,
+        format_: Format | Callable[[Mapping[str, str]], Format],
+        serve: Serve,
+        *,
+        forms: bool = False,
+    ) -> None:
+        self._service = service
+        self._format = format_
+        self._serve = serve
+        self._forms = forms
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = headers_of(scope)
+        request_id = request_id_of(headers)
+        format_ = self._format(headers) if not isinstance(self._format, Format) else self._format
+        client = _Client(send, request_id)
+        try:
+            key = await self._service.authenticate(secret_of(headers))
+            check_content(headers, forms=self._forms)
+            body = await read_body(receive, headers, self._service.max_body_bytes)
+            request = Request(scope=scope, headers=headers, body=body, key=key, request_id=request_id, format=format_)
+            await _until_disconnect(receive, self._relay(request, client), client)
+        except GatewayError as error:
+            await client.send_error(format_, error)
+        except Exception:  # the outermost frame: a bug must not show itself to the caller
+            logger.exception("request %s failed", request_id)
+            if client.started:
+                raise
+            await client.send_error(format_, GatewayError(f"internal error; the request id is {request_id}"))
+
+    async def _relay(self, request: Request, client: _Client) -> None:
+        answer = await self._serve(request)
+        if isinstance(answer, JsonAnswer):
+            await client.send_json(answer.status, answer.headers, answer.body)
+            return
+        complete = False
+        try:
+            await client.send_answer(answer)
+            complete = True
+        finally:
+            await answer.aclose(client_disconnected=not complete)
+
+
+async def _until_disconnect(receive: Receive, work: Awaitable[None], client: _Client) -> None:
+    """Run `work`, cancelling it as soon as the client goes away, also while nothing has been sent yet."""
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(_disconnect(receive))
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done() and not client.finished:
+            task.cancel()
+        try:
+            await task
+        except asyncio.CancelledError:
+            if not watcher.done():
+                raise
+    except asyncio.CancelledError:  # the server cancels us; it must reach the upstream call
+        task.cancel()
+        await asyncio.wait({task})
+        raise
+    finally:
+        watcher.cancel()
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class _Client:
+    """The sending half of the connection."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self._request_id = request_id
+        self.started = False
+        self.finished = False
+
+    async def send_answer(self, answer: Answer) -> None:
+        body = answer.body
+        if isinstance(body, bytes):
+            await self._send_whole(answer.status, answer.headers, body)
+            return
+        streaming = {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
+        await self._start(answer.status, {**answer.headers, **streaming})
+        await self._send_chunks(body)
+        self.finished = True
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send_chunks(self, chunks: AsyncIterator[bytes]) -> None:
+        async for chunk in chunks:
+            await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    async def send_json(self, status: int, headers: Mapping[str, str], body: JsonObject) -> None:
+        await self._send_whole(status, {"content-type": "application/json", **headers}, msgspec.json.encode(body))
+
+    async def send_error(self, format_: Format, error: GatewayError) -> None:
+        if self.started:
+            return
+        wire = format_.write_error(error, self._request_id)
+        await self.send_json(wire.status, wire.headers, wire.body)
+
+    async def _send_whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        await self._start(status, headers, content_length=len(body))
+        self.finished = True
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def _start(self, status: int, headers: Mapping[str, str], content_length: int | None = None) -> None:
+        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items() if _allowed(name)]
+        raw.append((b"x-request-id", self._request_id.encode()))
+        if content_length is not None:
+            raw.append((b"content-length", str(content_length).encode()))
+        self.started = True
+        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+
+
+def _allowed(name: str) -> bool:
+    return name not in _HOP_BY_HOP

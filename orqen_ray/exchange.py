@@ -1,0 +1,148 @@
+"""What is known of one request while it runs: the source of its response headers and of its trace row."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from orqen_ray.conversation import Conversation, Facts, Usage
+from orqen_ray.errors import GatewayError
+from orqen_ray.traces.cost import cost_usd
+from orqen_ray.traces.schema import Trace
+
+_CHARS_PER_TOKEN = 4
+_MAX_HEADER_CHARS = 1024
+
+
+@dataclass(slots=True, kw_only=True)
+class Exchange:
+    """One request from its first byte to its trace; mutable, owned by the gateway."""
+
+    request_id: str
+    key_id: str
+    session_id: str
+    inbound_format: str
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    started_s: float = field(default_factory=time.perf_counter)
+    provider: str | None = None
+    dialect: str | None = None
+    requested_model: str | None = None
+    sent_model: str | None = None
+    stream: bool = False
+    status: int = 0
+    error_code: str | None = None
+    attempts: int = 0
+    tools_input: int = 0
+    tools_output: int = 0
+    request_bytes: int = 0
+    dropped: tuple[str, ...] = ()
+    overhead_ms: float | None = None
+    first_byte_ms: float | None = None
+    facts: Facts = field(default_factory=Facts)
+    client_disconnected: bool = False
+    prices_usd_per_mtok: tuple[float, float] | None = None
+    estimate_usage: bool = True
+
+    def elapsed_ms(self) -> float:
+        return (time.perf_counter() - self.started_s) * 1000
+
+    def note_request(self, conversation: Conversation, edited: Conversation) -> None:
+        self.requested_model, self.stream = conversation.model, conversation.stream
+        self.tools_input, self.tools_output = len(conversation.tools), len(edited.tools)
+
+    def note_target(self, provider: str, dialect: str, model_id: str) -> None:
+        self.provider, self.dialect, self.sent_model = provider, dialect, model_id
+
+    def fail(self, error: BaseException) -> None:
+        """Note why there is no answer. A cancelled request is one whose caller went away."""
+        if isinstance(error, GatewayError):
+            self.status, self.error_code = error.status, error.code
+        elif isinstance(error, Exception):
+            self.status, self.error_code = 500, "internal"
+        else:
+            self.status, self.client_disconnected = 499, True
+
+    def estimated_usage(self) -> Usage:
+        """A usage by characters, for a provider that gives none."""
+        return Usage(
+            input_tokens=self.request_bytes // _CHARS_PER_TOKEN,
+            output_tokens=self.facts.output_chars // _CHARS_PER_TOKEN,
+        )
+
+    def headers(self) -> dict[str, str]:
+        """The gateway's own response headers, as far as they are known."""
+        headers = {}
+        if self.sent_model is not None and self.provider is not None:
+            headers["x-orqen-model"] = _header_value(self.sent_model)
+            headers["x-orqen-provider"] = self.provider
+        if self.tools_input:
+            headers["x-orqen-tools-input"] = str(self.tools_input)
+            headers["x-orqen-tools-output"] = str(self.tools_output)
+            headers["x-orqen-prune-ratio"] = f"{self.tools_output}/{self.tools_input}"
+        if self.dropped:
+            headers["x-orqen-dropped"] = _header_value(", ".join(self.dropped))
+        if self.overhead_ms is not None:
+            headers["x-orqen-overhead-ms"] = f"{self.overhead_ms:.2f}"
+        return headers
+
+    def trace(self) -> Trace:
+        usage, source = self.facts.usage, "provider"
+        if usage is None:
+            usage, source = (self.estimated_usage(), "estimated") if self._answered() else (Usage(), None)
+        served_model = self.facts.served_model or self.sent_model
+        return Trace(
+            request_id=self.request_id,
+            started_at=self.started_at,
+            key_id=self.key_id,
+            session_id=self.session_id,
+            inbound_format=self.inbound_format,
+            dialect=self.dialect,
+            provider=self.provider,
+            requested_model=self.requested_model,
+            sent_model=self.sent_model,
+            served_model=served_model,
+            stream=self.stream,
+            status=self.status,
+            error_code=self.error_code or ("upstream_stream_failed" if self.facts.failure else None),
+            attempts=self.attempts,
+            tools_input=self.tools_input,
+            tools_output=self.tools_output,
+            input_tokens=usage.input_tokens,
+            cache_read_tokens=usage.cache_read_tokens,
+            cache_write_tokens=usage.cache_write_tokens,
+            output_tokens=usage.output_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
+            usage_source=source,
+            cost_usd=self._cost_usd(usage) if source else None,
+            overhead_ms=self.overhead_ms,
+            first_byte_ms=self.first_byte_ms,
+            total_ms=self.elapsed_ms(),
+            stop_reason=self.facts.stop_reason,
+            tools_called=self.facts.tool_names,
+            dropped=self.dropped,
+            client_disconnected=self.client_disconnected,
+        )
+
+    def _answered(self) -> bool:
+        return self.estimate_usage and 200 <= self.status < 300
+
+    def _cost_usd(self, usage: Usage) -> float | None:
+        if self.provider is None or self.sent_model is None:
+            return None
+        return cost_usd(self.provider, self.sent_model, usage, self.prices_usd_per_mtok)
+
+
+def without_indexes(paths: tuple[str, ...]) -> tuple[str, ...]:
+    """Each path once, without positions: a long conversation must not make a long header.
+
+    >>> without_indexes(("messages[1].content[0].citations", "messages[2].content[5].citations", "seed"))
+    ('messages.content.citations', 'seed')
+    """
+    return tuple(dict.fromkeys(re.sub(r"\[\d+\]", "", path) for path in paths))
+
+
+def _header_value(text: str) -> str:
+    """`text` as a legal header value: visible ASCII, bounded."""
+    return re.sub(r"[^\x20-\x7e]", "?", text)[:_MAX_HEADER_CHARS]

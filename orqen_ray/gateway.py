@@ -1,0 +1,184 @@
+"""The journey of one request, top to bottom: the file to read first.
+
+    bytes -> read -> select model -> optimize -> build -> forward -> answer -> record
+
+A provider that speaks the caller's format gets the caller's bytes and the caller gets the provider's: a scanner only
+reads along. Any other provider is reached through the neutral conversation. Optimization is the seam in the middle: a
+conversation that comes out as the same object means that nothing was edited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from orqen_ray.conversation import Conversation, JsonObject
+from orqen_ray.errors import UpstreamUnavailable
+from orqen_ray.exchange import Exchange, without_indexes
+from orqen_ray.formats.faithful import faithful_body, request_credentials
+from orqen_ray.formats.format import Format
+from orqen_ray.formats.paths import chat_path
+from orqen_ray.formats.reading import decode_object
+from orqen_ray.formats.registry import FORMATS
+from orqen_ray.providers.catalog import Catalog, Resolved
+from orqen_ray.providers.headers import allowed_request_headers
+from orqen_ray.relay import Answer, Route, answer
+from orqen_ray.sessions import session_id
+from orqen_ray.traces.writer import TraceWriter
+from orqen_ray.types import Call, Upstream, UpstreamReply
+
+RETRYABLE_STATUSES = frozenset({408, 429, 500, 502, 503, 504, 529})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inbound:
+    """A request as it came in: authenticated, its body read, nothing else done.
+
+    `headers` has lower-case names; `url_model` and `url_stream` are what Bedrock's URL says.
+    """
+
+    format: Format
+    body: bytes
+    headers: Mapping[str, str]
+    key_id: str
+    request_id: str
+    query: str = ""
+    url_model: str | None = None
+    url_stream: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """Retries before the first byte: `backoff_s` doubles each time, with jitter, up to `backoff_max_s`."""
+
+    max_retries: int = 2
+    backoff_s: float = 0.2
+    backoff_max_s: float = 5.0
+
+    def delay_s(self, attempt: int, retry_after: str | None) -> float | None:
+        """How long to wait after `attempt` (from 1), or None when there shall be no further one."""
+        if attempt > self.max_retries:
+            return None
+        try:
+            asked_s = float(retry_after or 0)
+        except ValueError:  # an HTTP date: the caller can wait for it better than we can
+            return None
+        if asked_s > self.backoff_max_s:
+            return None
+        jittered_s = random.uniform(0.5, 1.0) * self.backoff_s * 2.0 ** (attempt - 1)
+        return max(asked_s, min(jittered_s, self.backoff_max_s))
+
+
+class Gateway:
+    """Serves chat requests of all formats. One per process; holds no state of a request."""
+
+    def __init__(self, catalog: Catalog, upstream: Upstream, traces: TraceWriter, retry: RetryPolicy) -> None:
+        self.catalog = catalog
+        self.upstream = upstream
+        self._traces = traces
+        self._retry = retry
+
+    async def converse(self, inbound: Inbound) -> Answer:
+        """Answer a chat request. The caller of this method must close the answer.
+
+        Raises:
+            GatewayError: there is no answer; the trace row is written.
+        """
+        exchange = Exchange(
+            request_id=inbound.request_id, key_id=inbound.key_id, session_id="", inbound_format=inbound.format.name
+        )
+        try:
+            payload = decode_object(inbound.body)
+            conversation = self._read(inbound, payload)
+            exchange.session_id = session_id(inbound.headers, inbound.key_id, conversation)
+            target = await self.resolve(conversation.model)
+            edited = self._optimize(conversation)
+            exchange.note_request(conversation, edited)
+            exchange.note_target(target.provider.name, target.provider.dialect, target.model_id)
+            call, route = self._build(inbound, payload, conversation, edited, target, exchange)
+            reply = await self.forward(call, exchange)
+            return await answer(reply, route, exchange, self.record)
+        except BaseException as error:
+            exchange.fail(error)
+            self.record(exchange)
+            raise
+
+    async def resolve(self, model: str) -> Resolved:
+        """The provider that serves `model`.
+
+        Raises:
+            UnknownModel, ProviderNotConnected, BadRequest: see `Catalog.resolve`.
+        """
+        return self.catalog.resolve(model, await self.upstream.connected())
+
+    async def forward(self, call: Call, exchange: Exchange) -> UpstreamReply:
+        """Send, and send again while the provider is busy or gone: only before the first byte of an answer."""
+        exchange.overhead_ms = exchange.elapsed_ms()
+        while True:
+            exchange.attempts += 1
+            try:
+                reply = await self.upstream.send(call)
+            except UpstreamUnavailable:
+                delay_s = self._retry.delay_s(exchange.attempts, None)
+                if delay_s is None:
+                    raise
+            else:
+                exchange.first_byte_ms = exchange.elapsed_ms()
+                delay_s = None
+                if reply.status in RETRYABLE_STATUSES:
+                    delay_s = self._retry.delay_s(exchange.attempts, reply.headers.get("retry-after"))
+                if delay_s is None:
+                    return reply
+                await reply.aclose()
+            await asyncio.sleep(delay_s)
+
+    def record(self, exchange: Exchange) -> None:
+        """Write the trace row; never fails the request."""
+        self._traces.write(exchange.trace())
+
+    def _read(self, inbound: Inbound, payload: JsonObject) -> Conversation:
+        conversation = inbound.format.read_request(payload, inbound.url_model)
+        if inbound.url_stream:
+            return replace(conversation, stream=True)
+        return conversation
+
+    def _optimize(self, conversation: Conversation) -> Conversation:
+        """Steps 3 and 5-7 of the journey (understand, route tools, compress, validate) come here; not yet built."""
+        return conversation
+
+    def _build(
+        self,
+        inbound: Inbound,
+        payload: JsonObject,
+        conversation: Conversation,
+        edited: Conversation,
+        target: Resolved,
+        exchange: Exchange,
+    ) -> tuple[Call, Route]:
+        provider, dialect = target.provider, FORMATS[target.provider.dialect]
+        capabilities = self.catalog.capabilities(provider.name, target.model_id)
+        same_format = dialect.name == inbound.format.name
+        credentials = request_credentials(payload) if inbound.format.name == "openai_chat" else None
+        asked_usage = False
+        if same_format and edited is conversation:
+            faithful = faithful_body(inbound.body, payload, conversation, target.model_id, capabilities)
+            body, asked_usage = faithful.body, faithful.asked_usage
+        else:
+            written = dialect.write_request(edited, target.model_id, capabilities)
+            body, exchange.dropped = msgspec.json.encode(written.body), without_indexes(written.dropped)
+        exchange.request_bytes = len(body)
+        call = Call(
+            provider=provider.name,
+            path=chat_path(dialect.name, target.model_id, stream=conversation.stream),
+            query=inbound.query if same_format else "",
+            body=body,
+            headers=allowed_request_headers(dialect.name, inbound.headers if same_format else {}),
+            credentials=credentials if dialect.name == "bedrock_converse" else None,
+            stream=conversation.stream,
+        )
+        route = Route(caller=inbound.format, provider=dialect, conversation=conversation, asked_usage=asked_usage)
+        return call, route

@@ -1,0 +1,150 @@
+"""Calls that no plan applies to: sent to the provider that owns the model, byte for byte, both ways."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from orqen_ray.conversation import Conversation
+from orqen_ray.errors import BadRequest
+from orqen_ray.exchange import Exchange
+from orqen_ray.formats.families import BEDROCK_INVOKE, OPENAI_FAMILY, json_model, multipart_model
+from orqen_ray.formats.format import Format
+from orqen_ray.formats.paths import bedrock_path
+from orqen_ray.formats.rawjson import splice
+from orqen_ray.formats.reading import decode_object
+from orqen_ray.gateway import Gateway, Inbound
+from orqen_ray.providers.catalog import Provider, Resolved
+from orqen_ray.providers.headers import allowed_request_headers
+from orqen_ray.relay import Answer, Route, answer
+from orqen_ray.tokens import count_tokens
+from orqen_ray.types import Call
+
+_COUNT_PATH = "/v1/messages/count_tokens"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outgoing:
+    target: Resolved
+    path: str
+    body: bytes
+    format: Format
+    method: str = "POST"
+
+
+async def family_call(gateway: Gateway, inbound: Inbound, path: str, family: str, *, method: str = "POST") -> Answer:
+    """A call of another OpenAI family (`/responses`, `/embeddings`, ...) to the provider that owns the model.
+
+    A call without a body (`GET /responses/{id}`) goes to the one connected provider that offers the family.
+
+    Raises:
+        BadRequest: no model, or no provider that offers the family.
+    """
+    if not inbound.body:
+        provider = await _only_provider(gateway, family)
+        outgoing = _Outgoing(
+            target=Resolved(provider=provider, model_id=""), path=path, body=b"", format=OPENAI_FAMILY, method=method
+        )
+        return await _send(gateway, inbound, "", outgoing)
+    content_type = inbound.headers.get("content-type", "")
+    is_form = content_type.lower().startswith("multipart/form-data")
+    if is_form:
+        model, start, end = multipart_model(inbound.body, content_type)
+    else:
+        model = json_model(decode_object(inbound.body))
+    target = await gateway.resolve(model)
+    if not _offers(target.provider, family):
+        raise BadRequest(
+            f"the provider {target.provider.name!r} of {model!r} does not offer {family}; name another model",
+            param="model",
+        )
+    body = inbound.body
+    if model != target.model_id:
+        new = target.model_id
+        body = (
+            body[:start] + new.encode() + body[end:] if is_form else splice(body, {"model": msgspec.json.encode(new)})
+        )
+    outgoing = _Outgoing(target=target, path=path, body=body, format=OPENAI_FAMILY, method=method)
+    return await _send(gateway, inbound, model, outgoing)
+
+
+def _offers(provider: Provider, family: str) -> bool:
+    return provider.dialect == "openai_chat" and family in provider.families
+
+
+async def _only_provider(gateway: Gateway, family: str) -> Provider:
+    connected = await gateway.upstream.connected()
+    offers = [gateway.catalog.providers[name] for name in sorted(connected)]
+    offers = [provider for provider in offers if _offers(provider, family)]
+    if len(offers) != 1:
+        names = ", ".join(provider.name for provider in offers) or "none"
+        raise BadRequest(f"this call names no model, so one connected provider must offer {family}; connected: {names}")
+    return offers[0]
+
+
+async def invoke(gateway: Gateway, inbound: Inbound, operation: str) -> Answer:
+    """Bedrock's InvokeModel and its kin: the body is the model's own format, so only Bedrock can read it.
+
+    Raises:
+        BadRequest: the model is not Bedrock's.
+    """
+    model = inbound.url_model or ""
+    target = await gateway.resolve(model)
+    if target.provider.dialect != "bedrock_converse":
+        raise BadRequest(
+            f"{operation} reaches Bedrock models only, and {model!r} belongs to {target.provider.name!r}; use converse"
+        )
+    path = bedrock_path(target.model_id, operation)
+    outgoing = _Outgoing(target=target, path=path, body=inbound.body, format=BEDROCK_INVOKE)
+    return await _send(gateway, inbound, model, outgoing)
+
+
+async def count(gateway: Gateway, inbound: Inbound) -> Answer | int:
+    """Tokens of an Anthropic request: the provider's own answer, or an estimate where it has no such call.
+
+    Raises:
+        GatewayError: the request cannot be read, or no provider owns the model.
+    """
+    payload = decode_object(inbound.body)
+    conversation = inbound.format.read_request(payload, None)
+    target = await gateway.resolve(conversation.model)
+    if target.provider.dialect != "anthropic_messages":
+        return await asyncio.to_thread(count_tokens, conversation)
+    changed = {} if conversation.model == target.model_id else {"model": msgspec.json.encode(target.model_id)}
+    format_ = replace(inbound.format, scan_reply=OPENAI_FAMILY.scan_reply)
+    outgoing = _Outgoing(target=target, path=_COUNT_PATH, body=splice(inbound.body, changed), format=format_)
+    return await _send(gateway, inbound, conversation.model, outgoing)
+
+
+async def _send(gateway: Gateway, inbound: Inbound, model: str, outgoing: _Outgoing) -> Answer:
+    provider = outgoing.target.provider
+    exchange = Exchange(
+        request_id=inbound.request_id,
+        key_id=inbound.key_id,
+        session_id=inbound.headers.get("x-orqen-session-id", ""),
+        inbound_format=inbound.format.name,
+        requested_model=model,
+        request_bytes=len(outgoing.body),
+        estimate_usage=False,
+    )
+    exchange.note_target(provider.name, provider.dialect, outgoing.target.model_id)
+    call = Call(
+        provider=provider.name,
+        path=outgoing.path,
+        method=outgoing.method,
+        query=inbound.query,
+        body=outgoing.body,
+        headers=allowed_request_headers(provider.dialect, inbound.headers),
+        stream=True,
+    )
+    nothing = Conversation(format=inbound.format.name, model=model, messages=())
+    route = Route(caller=outgoing.format, provider=outgoing.format, conversation=nothing)
+    try:
+        reply = await gateway.forward(call, exchange)
+        return await answer(reply, route, exchange, gateway.record)
+    except BaseException as error:
+        exchange.fail(error)
+        gateway.record(exchange)
+        raise

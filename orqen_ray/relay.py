@@ -1,0 +1,221 @@
+"""The way back: a provider's answer as the caller's bytes, untouched where the formats agree, converted where not."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from orqen_ray.conversation import Conversation, Event, JsonObject, ReplyEnd, StreamFailure
+from orqen_ray.errors import GatewayError, UpstreamError, UpstreamRejected
+from orqen_ray.exchange import Exchange, without_indexes
+from orqen_ray.formats.events import Watch, events_of, facts_of
+from orqen_ray.formats.format import Format, StreamWriter, failure_of
+from orqen_ray.types import UpstreamReply
+
+_STREAM_TYPES = ("text/event-stream", "application/vnd.amazon.eventstream")
+_MAX_ERROR_BYTES = 1 << 20
+
+
+@dataclass(slots=True)
+class Answer:
+    """What the caller gets: a whole `body`, or chunks to be read once. `aclose` ends the call and writes the trace."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes | AsyncIterator[bytes]
+    _reply: UpstreamReply
+    _exchange: Exchange
+    _record: Callable[[Exchange], None]
+    _closed: bool = False
+
+    async def aclose(self, *, client_disconnected: bool = False) -> None:
+        """Idempotent. `client_disconnected`: the caller left before the last byte."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if isinstance(self.body, AsyncGenerator):
+                await self.body.aclose()
+            await self._reply.aclose()
+        finally:
+            self._exchange.client_disconnected = client_disconnected
+            self._record(self._exchange)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """Between whom an answer travels: `caller`'s format, `provider`'s, and the request as the caller sent it."""
+
+    caller: Format
+    provider: Format
+    conversation: Conversation
+    asked_usage: bool = False
+
+    @property
+    def same(self) -> bool:
+        return self.caller.name == self.provider.name
+
+
+async def answer(reply: UpstreamReply, route: Route, exchange: Exchange, record: Callable[[Exchange], None]) -> Answer:
+    """The answer to give for `reply`.
+
+    Raises:
+        UpstreamRejected: the provider refused, in another format than the caller's (the reply is closed).
+        UpstreamError: the reply cannot be read (the reply is closed).
+    """
+    exchange.status = reply.status
+    try:
+        headers = {**reply.headers, **exchange.headers()}
+        body = await _body(reply, route, exchange, headers)
+    except BaseException:
+        await reply.aclose()
+        raise
+    return Answer(exchange.status, headers, body, reply, exchange, record)
+
+
+async def _body(
+    reply: UpstreamReply, route: Route, exchange: Exchange, headers: dict[str, str]
+) -> bytes | AsyncIterator[bytes]:
+    """The body, with `headers` put right for it. Returns when the status can no longer change."""
+    if reply.status >= 400:
+        return await _error_body(reply, route, exchange)
+    streamed = reply.headers.get("content-type", "").startswith(_STREAM_TYPES)
+    if route.same:
+        return _relayed(reply, route, exchange) if streamed else await _plain_body(reply, route, exchange)
+    if not streamed and not route.conversation.stream:
+        headers["content-type"] = "application/json"
+        return await _converted_body(reply, route, exchange, headers)
+    writer = _writer(route, exchange)
+    headers["content-type"] = writer.content_type
+    converted = _converted(reply, route, exchange, writer, streamed=streamed)
+    # The first bytes are awaited here, so that an error before them still gets an HTTP status of its own.
+    first = await anext(converted, b"")
+    return _chained(first, converted)
+
+
+async def _error_body(reply: UpstreamReply, route: Route, exchange: Exchange) -> bytes:
+    body = await _read(reply, limit_bytes=_MAX_ERROR_BYTES)
+    exchange.error_code = UpstreamRejected.code
+    if route.same and _is_json_object(body):
+        return body
+    raise route.provider.read_error(reply.status, reply.headers, body)
+
+
+async def _plain_body(reply: UpstreamReply, route: Route, exchange: Exchange) -> bytes:
+    body = await _read(reply)
+    exchange.facts = route.provider.scan_reply(body)
+    return body
+
+
+async def _converted_body(reply: UpstreamReply, route: Route, exchange: Exchange, headers: dict[str, str]) -> bytes:
+    neutral = route.provider.read_reply(_decode(await _read(reply)))
+    exchange.facts = facts_of(neutral)
+    if neutral.usage is None:
+        neutral = replace(neutral, usage=exchange.estimated_usage())
+    written = route.caller.write_reply(neutral, route.conversation.model, exchange.request_id)
+    if written.dropped:
+        exchange.dropped = tuple(dict.fromkeys((*exchange.dropped, *without_indexes(written.dropped))))
+        headers.update(exchange.headers())
+    return msgspec.json.encode(written.body)
+
+
+async def _relayed(reply: UpstreamReply, route: Route, exchange: Exchange) -> AsyncIterator[bytes]:
+    """The provider's own bytes, frame by frame, read in passing."""
+    scanner = route.provider.stream_scanner(route.asked_usage)
+    try:
+        async for chunk in reply.chunks:
+            out = scanner.feed(chunk)
+            exchange.facts = scanner.facts
+            if out:
+                yield out
+        if rest := scanner.end():
+            yield rest
+        exchange.facts = scanner.facts
+    except GatewayError as error:
+        exchange.facts = replace(scanner.facts, failure=error.message)
+        yield _writer(route, exchange).write(failure_of(error))
+
+
+async def _converted(
+    reply: UpstreamReply, route: Route, exchange: Exchange, writer: StreamWriter, *, streamed: bool
+) -> AsyncIterator[bytes]:
+    watch = Watch()
+    started = False
+    try:
+        async for events in _event_batches(reply, route, streamed=streamed):
+            out = bytearray()
+            for event in events:
+                if isinstance(event, StreamFailure) and not started and not out:
+                    raise UpstreamRejected(event.message, status=_error_status(event.status), kind=event.kind)
+                watch.observe(event)
+                exchange.facts = watch.facts
+                out += writer.write(_with_usage(event, exchange))
+            if out:
+                started = True
+                yield bytes(out)
+    except GatewayError as error:
+        if not started:
+            raise
+        exchange.facts = replace(watch.facts, failure=error.message)
+        yield writer.write(failure_of(error))
+
+
+async def _event_batches(reply: UpstreamReply, route: Route, *, streamed: bool) -> AsyncIterator[list[Event]]:
+    if not streamed:  # a stream was asked for, and the provider answered in one piece
+        yield events_of(route.provider.read_reply(_decode(await _read(reply))))
+        return
+    reader = route.provider.stream_reader()
+    async for chunk in reply.chunks:
+        yield reader.feed(chunk)
+    yield reader.end()
+
+
+def _with_usage(event: Event, exchange: Exchange) -> Event:
+    """Clients read usage as the size of the context, so an estimate is better than none."""
+    if isinstance(event, ReplyEnd) and event.usage is None:
+        return replace(event, usage=exchange.facts.usage or exchange.estimated_usage())
+    return event
+
+
+def _writer(route: Route, exchange: Exchange) -> StreamWriter:
+    return route.caller.stream_writer(route.conversation, route.conversation.model, exchange.request_id)
+
+
+def _error_status(status: int) -> int:
+    return status if 400 <= status < 600 else 502
+
+
+async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    if first:
+        yield first
+    async for chunk in rest:
+        yield chunk
+
+
+async def _read(reply: UpstreamReply, *, limit_bytes: int | None = None) -> bytes:
+    """The whole body, or as much of it as `limit_bytes` allows."""
+    body = bytearray()
+    async for chunk in reply.chunks:
+        body += chunk
+        if limit_bytes is not None and len(body) > limit_bytes:
+            break
+    return bytes(body)
+
+
+def _decode(body: bytes) -> JsonObject:
+    try:
+        value = msgspec.json.decode(body)
+    except (ValueError, RecursionError) as exc:
+        raise UpstreamError("the provider's answer is not JSON") from exc
+    if not isinstance(value, dict):
+        raise UpstreamError("the provider's answer is not a JSON object")
+    return value
+
+
+def _is_json_object(body: bytes) -> bool:
+    try:
+        return isinstance(msgspec.json.decode(body, type=dict[str, msgspec.Raw]), dict)
+    except (ValueError, RecursionError):
+        return False

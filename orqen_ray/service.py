@@ -1,0 +1,117 @@
+"""Joins the parts into one running gateway, for whoever serves it: a Ray Serve replica, a test, the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from orqen_ray.config import Settings, read_environment
+from orqen_ray.errors import Unauthenticated
+from orqen_ray.gateway import Gateway, RetryPolicy
+from orqen_ray.providers.catalog import Catalog, load_catalog
+from orqen_ray.providers.credentials import EnvironmentCredentials, LayeredCredentials
+from orqen_ray.providers.forward import Forwarder, Timeouts
+from orqen_ray.store.authenticator import KeyCache
+from orqen_ray.store.database import Database
+from orqen_ray.store.keys import KeyRecord, Keys
+from orqen_ray.store.secrets import Cipher, ProviderSecrets
+from orqen_ray.traces.writer import TraceWriter
+from orqen_ray.types import Upstream
+
+
+@dataclass(slots=True)
+class Service:
+    """Everything that one process needs to answer requests."""
+
+    settings: Settings
+    catalog: Catalog
+    database: Database
+    keys: Keys
+    gateway: Gateway
+    _key_cache: KeyCache
+    _traces: TraceWriter
+    _forwarder: Forwarder | None
+
+    @property
+    def max_body_bytes(self) -> int:
+        return self.settings.limits.max_body_mib << 20
+
+    async def authenticate(self, secret: str) -> KeyRecord:
+        """The key that `secret` opens.
+
+        Raises:
+            Unauthenticated: none, or an unknown, expired or revoked one.
+        """
+        if not secret:
+            raise Unauthenticated("no API key; send it as `Authorization: Bearer sk-orq-...` or `x-api-key`")
+        return await self._key_cache.authenticate(secret)
+
+    async def ready(self) -> bool:
+        """Whether a request could be served now: the way to the providers answers, and so does the store."""
+        await self.gateway.upstream.connected()
+        await self.keys.count()
+        return True
+
+    async def aclose(self) -> None:
+        """Write what is pending and let go of every connection."""
+        await self._traces.aclose()
+        if self._forwarder is not None:
+            await self._forwarder.aclose()
+        await self.database.aclose()
+
+
+async def open_service(settings: Settings, upstream: Upstream | None = None) -> Service:
+    """Open the store (made ready first), the trace log and, without `upstream`, a forwarder in this process."""
+    await prepare(settings)
+    database = await open_database(settings)
+    catalog = load_catalog(settings.operator_rows())
+    forwarder = None
+    if upstream is None:
+        upstream = forwarder = await open_forwarder(settings, database, read_environment())
+    keys = Keys(database)
+    traces = TraceWriter(settings.storage.traces_uri)
+    await traces.start()
+    retry = RetryPolicy(**settings.retries.model_dump())
+    return Service(
+        settings=settings,
+        catalog=catalog,
+        database=database,
+        keys=keys,
+        gateway=Gateway(catalog, upstream, traces, retry),
+        _key_cache=KeyCache(keys),
+        _traces=traces,
+        _forwarder=forwarder,
+    )
+
+
+async def prepare(settings: Settings) -> str | None:
+    """Make the store ready before any replica starts, so that replicas need not agree on who does.
+
+    Returns:
+        The secret of the first admin key, to be shown once, when the store held no key and the settings bring none.
+    """
+    database = await open_database(settings)
+    try:
+        Cipher.open(settings)
+        keys = Keys(database)
+        if settings.bootstrap_key:
+            await keys.ensure(settings.bootstrap_key.get_secret_value(), "bootstrap", admin=True)
+        elif not await keys.count():
+            return (await keys.create("admin", admin=True))[1]
+        return None
+    finally:
+        await database.aclose()
+
+
+async def open_database(settings: Settings) -> Database:
+    database = Database(settings.storage.database_url)
+    await database.migrate()
+    return database
+
+
+async def open_forwarder(settings: Settings, database: Database, environment: Mapping[str, str]) -> Forwarder:
+    """The way to the providers, with the secrets of the store first and those of the environment after them."""
+    catalog = load_catalog(settings.operator_rows())
+    stored = ProviderSecrets(database, Cipher.open(settings))
+    credentials = LayeredCredentials(stored, EnvironmentCredentials(catalog, environment))
+    return Forwarder(catalog, credentials, Timeouts(**settings.timeouts.model_dump()))
