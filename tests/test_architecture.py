@@ -1,0 +1,134 @@
+"""The rules that a machine can check: who may import whom, where each library lives, how long a file is."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "orqen_ray"
+MODULES = sorted(path for path in [*PACKAGE.rglob("*.py"), *(ROOT / "deployments").rglob("*.py")])
+
+# Module (or package) of orqen_ray -> what it may import of orqen_ray. A name also stands for everything below it.
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "conversation": set(),
+    "types": {"errors", "conversation"},
+    "config": {"errors"},
+    "formats": {"errors", "conversation", "types"},
+    "providers": {"errors", "conversation", "types"},
+    "store": {"errors", "conversation", "types"},
+    "traces": {"errors", "conversation", "types"},
+    "sessions": {"conversation"},
+    "tokens": {"conversation"},
+    "exchange": {"errors", "conversation", "types", "traces", "formats"},
+    "relay": {"errors", "conversation", "types", "formats", "exchange"},
+    "gateway": {"errors", "conversation", "types", "formats", "providers", "traces", "exchange", "relay", "sessions"},
+    "passthrough": {
+        "errors", "conversation", "types", "formats", "providers", "exchange", "relay", "gateway", "sessions", "tokens",
+    },
+    "service": {"errors", "types", "config", "providers", "store", "traces", "gateway"},
+    "api": {"errors", "conversation", "types", "formats", "store", "gateway", "relay", "passthrough", "service"},
+    "cli": {"errors", "conversation", "types", "config", "providers", "store", "traces", "service"},
+}  # fmt: skip
+
+# Foreign library -> where alone it may be imported.
+HOMES: dict[str, tuple[str, ...]] = {
+    "aiohttp": ("providers",),
+    "yarl": ("providers",),
+    "botocore": ("providers", "formats.eventstream"),
+    "fastapi": ("api",),
+    "starlette": ("api",),
+    "sqlalchemy": ("store",),
+    "alembic": ("store",),
+    "cryptography": ("store",),
+    "pyarrow": ("traces",),
+    "genai_prices": ("traces",),
+    "pydantic": ("config", "api"),
+    "pydantic_settings": ("config",),
+    "typer": ("cli",),
+    "ray": (),
+}
+
+
+def _name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+
+
+def _below(name: str, root: str) -> bool:
+    return name == root or name.startswith(root + ".")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_name)
+def test_arrows_go_one_way(path: Path) -> None:
+    name = _name(path)
+    if not name.startswith("orqen_ray.") or path.name == "__init__.py":
+        return
+    part = name.split(".")[1]
+    assert part in MAY_IMPORT, f"{part} has no place in the picture: add it to MAY_IMPORT and to docs/architecture.md"
+    for imported in _imports(path):
+        assert not _below(imported, "deployments"), f"{name} must not import {imported}"
+        if imported.startswith("orqen_ray."):
+            other = imported.split(".")[1]
+            assert other == part or other in MAY_IMPORT[part], f"{name} must not import {imported}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_name)
+def test_each_library_has_one_home(path: Path) -> None:
+    name = _name(path)
+    if not name.startswith("orqen_ray"):
+        return
+    for imported in _imports(path):
+        homes = HOMES.get(imported.split(".")[0])
+        if homes is not None:
+            assert any(_below(name, f"orqen_ray.{home}") for home in homes), f"{name} must not import {imported}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_name)
+def test_files_and_functions_are_short(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= 400, f"{path.name} is longer than 400 lines"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert length <= 60, f"{path.name}: {node.name} is {length} lines long, over 60"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_name)
+def test_packages_are_empty_and_modules_say_what_they_are(path: Path) -> None:
+    text = path.read_text()
+    if path.name == "__init__.py":
+        assert not text.strip()
+    elif "migrations" not in path.parts:
+        assert ast.get_docstring(ast.parse(text)), f"{path} has no module docstring"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_name)
+def test_no_vague_file_names(path: Path) -> None:
+    vague = {"util", "utils", "helper", "helpers", "common", "manager", "handler", "misc"}
+    assert not vague & set(path.stem.split("_"))
+
+
+def test_only_config_reads_the_environment() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        if path.name != "config.py":
+            assert "os.environ" not in path.read_text() and "getenv" not in path.read_text(), path
+
+
+def test_the_readme_names_every_module_of_the_top() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for path in sorted(PACKAGE.iterdir()):
+        if path.suffix == ".py" and path.stem != "__init__" or path.is_dir() and not path.name.startswith("__"):
+            assert path.name in readme, f"README.md's tree does not name {path.name}"
