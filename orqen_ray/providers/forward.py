@@ -1,0 +1,309 @@
+"""The one way to the network: a call goes out with its provider's credentials, an answer comes back as it arrives."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from socket import socket
+from urllib.parse import unquote
+
+import aiohttp
+from yarl import URL
+
+from orqen_ray.errors import (
+    BadRequest,
+    ProviderNotConnected,
+    UpstreamError,
+    UpstreamRefused,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from orqen_ray.providers import sandbox
+from orqen_ray.providers.addresses import AddressRefused, AddrInfo, private_socket, public_socket
+from orqen_ray.providers.catalog import Catalog, Provider, check_base_url
+from orqen_ray.providers.credentials import CredentialSource, redact
+from orqen_ray.providers.headers import ANTHROPIC_VERSION, allowed_reply_headers, allowed_request_headers
+from orqen_ray.providers.signing import sign
+from orqen_ray.types import Call, Credentials, UpstreamReply
+
+DEFAULT_REGION = "us-east-1"
+_REGION = re.compile(r"[a-z]{2,4}(?:-[a-z]{2,12}){1,3}-[0-9]{1,2}")
+_PATH = re.compile(r"/[!-~]*")
+_MAX_ERROR_BYTES = 1 << 20
+_LARGE_BODY_BYTES = 1 << 20
+_MAX_HEADER_BYTES = 16 << 10
+_KEEPALIVE_S = 30.0
+_DNS_TTL_S = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """Seconds: to connect (name look-up and TLS included), until the head of the answer, between two chunks, in all."""
+
+    connect_s: float = 10
+    first_byte_s: float = 600
+    idle_s: float = 300
+    total_s: float = 3600
+
+
+class Forwarder:
+    """Implements `Upstream`. One instance to an event loop; its connections are pooled and kept alive."""
+
+    def __init__(self, catalog: Catalog, credentials: CredentialSource, timeouts: Timeouts | None = None) -> None:
+        self._catalog = catalog
+        self._credentials = credentials
+        self._timeouts = timeouts or Timeouts()
+        self._user_agent = f"orqen-ray/{version('orqen-ray')}"
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
+        self._keyless = frozenset(
+            name
+            for name, row in catalog.providers.items()
+            if not row.needs_credentials and (row.configured or row.embedded)
+        )
+
+    async def connected(self) -> frozenset[str]:
+        """Names of the providers that have credentials, or need none and are configured (the sandbox always is)."""
+        return self._keyless | (await self._credentials.names() & self._catalog.providers.keys())
+
+    async def send(self, call: Call) -> UpstreamReply:
+        """Send once and return when the head of the answer is there, whatever its status.
+
+        Raises:
+            BadRequest: a path or region that cannot be part of a URL.
+            ProviderNotConnected: no credentials, or no base URL.
+            UpstreamTimeout, UpstreamUnavailable, UpstreamRefused: nothing of an answer was received.
+        """
+        provider = self._catalog.providers.get(call.provider)
+        if provider is None:
+            raise BadRequest(
+                f"there is no provider {call.provider!r}; GET /v1/models lists the models of the connected ones"
+            )
+        if provider.embedded:
+            return sandbox.answer(call)
+        stored = await self._credentials.get(provider.name)
+        secret = _credentials_for(provider, call.credentials, stored)
+        url = _url(provider, call, secret)
+        headers = await self._headers(provider, call, secret, url)
+        deadline_s = asyncio.get_running_loop().time() + (call.deadline_s or self._timeouts.total_s)
+        response = await self._head(provider, call, url, headers, deadline_s)
+        body = _Body(response, provider.name, self._timeouts.idle_s, deadline_s)
+        if 300 <= response.status < 400:
+            await body.aclose()
+            raise UpstreamRefused(
+                f"the provider {provider.name!r} answered with a redirect ({response.status}), which is not followed: "
+                "set its base_url to the final address",
+                provider=provider.name,
+            )
+        seen = allowed_reply_headers(response.headers)
+        if response.status < 400:
+            return UpstreamReply(status=response.status, headers=seen, chunks=body)
+        return UpstreamReply(
+            status=response.status, headers=seen, chunks=_once(redact(await _read_error(body), secret))
+        )
+
+    async def aclose(self) -> None:
+        """Close all connections. The forwarder may be used again."""
+        sessions, self._sessions = self._sessions, {}
+        for session in sessions.values():
+            await session.close()
+
+    async def _head(
+        self, provider: Provider, call: Call, url: str, headers: list[tuple[str, str]], deadline_s: float
+    ) -> aiohttp.ClientResponse:
+        data: bytes | io.BytesIO | None = call.body or None
+        if len(call.body) > _LARGE_BODY_BYTES:
+            data = io.BytesIO(call.body)  # sent in pieces, so that the loop is not held up
+        first_byte_at_s = min(deadline_s, asyncio.get_running_loop().time() + self._timeouts.first_byte_s)
+        with _translated(provider.name):
+            async with asyncio.timeout_at(first_byte_at_s):
+                return await self._session(provider.allow_private_network).request(
+                    call.method, URL(url, encoded=True), data=data, headers=headers, allow_redirects=False
+                )
+
+    def _session(self, private: bool) -> aiohttp.ClientSession:
+        # Two pools: a connection to a private address is never lent to a provider that may not have one.
+        if private not in self._sessions:
+            self._sessions[private] = _open_session(
+                private_socket if private else public_socket, self._timeouts.connect_s
+            )
+        return self._sessions[private]
+
+    async def _headers(
+        self, provider: Provider, call: Call, secret: Credentials | None, url: str
+    ) -> list[tuple[str, str]]:
+        asked = allowed_request_headers(provider.dialect, call.headers)
+        headers = [*provider.headers.items(), *(pair for pair in asked if pair[0] not in provider.headers)]
+        names = {name for name, _ in headers}
+        if call.body and "content-type" not in names:
+            headers.append(("content-type", "application/json"))
+        if provider.dialect == "anthropic_messages" and "anthropic-version" not in names:
+            headers.append(("anthropic-version", ANTHROPIC_VERSION))
+        headers += [("accept-encoding", "identity"), ("user-agent", self._user_agent)]
+        return await _authorized(headers, provider, call, secret, url)
+
+
+class _Body:
+    """The body of an answer as it arrives.
+
+    A class and not a generator: a generator that was never started closes nothing when it is closed.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse, provider: str, idle_s: float, deadline_s: float) -> None:
+        self._response = response
+        self._provider = provider
+        self._idle_s = idle_s
+        self._deadline_s = deadline_s
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        limit_s = min(self._deadline_s, asyncio.get_running_loop().time() + self._idle_s)
+        try:
+            with _translated(self._provider):
+                async with asyncio.timeout_at(limit_s):
+                    chunk = await self._response.content.readany()
+        except BaseException:
+            self._response.close()
+            raise
+        if not chunk:
+            raise StopAsyncIteration
+        return chunk
+
+    async def aclose(self) -> None:
+        """Close the connection, unless the body was read to its end."""
+        self._response.close()
+
+
+def _open_session(socket_factory: Callable[[AddrInfo], socket], connect_s: float) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(
+        limit=0,
+        keepalive_timeout=_KEEPALIVE_S,
+        ttl_dns_cache=_DNS_TTL_S,
+        socket_factory=socket_factory,
+    )
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None, connect=connect_s),
+        skip_auto_headers=("accept", "accept-encoding", "content-type", "user-agent"),
+        max_line_size=_MAX_HEADER_BYTES,
+        max_field_size=_MAX_HEADER_BYTES,
+        trust_env=False,
+    )
+
+
+@contextmanager
+def _translated(provider: str) -> Iterator[None]:
+    """aiohttp's errors as ours. Their texts hold addresses, so none is shown."""
+    named = f"the provider {provider!r}"
+    try:
+        yield
+    except aiohttp.ConnectionTimeoutError as exc:
+        raise UpstreamTimeout(f"{named} could not be connected to in time", provider=provider) from exc
+    except TimeoutError as exc:
+        raise UpstreamTimeout(f"{named} did not answer in time", provider=provider) from exc
+    except aiohttp.ClientConnectorError as exc:
+        if isinstance(exc.os_error, AddressRefused):
+            raise UpstreamRefused(
+                f"the address of {named} is not allowed: a private one needs allow_private_network in its row",
+                provider=provider,
+            ) from exc
+        raise UpstreamUnavailable(f"no connection to {named}", provider=provider) from exc
+    except aiohttp.InvalidURL as exc:
+        raise UpstreamRefused(f"the address of {named} is not a URL", provider=provider) from exc
+    except aiohttp.ClientResponseError as exc:
+        raise UpstreamError(f"{named} answered with what is not HTTP", provider=provider) from exc
+    except (aiohttp.ClientError, OSError) as exc:
+        raise UpstreamUnavailable(f"{named} closed the connection", provider=provider) from exc
+
+
+def _credentials_for(provider: Provider, own: Credentials | None, stored: Credentials | None) -> Credentials | None:
+    """The caller's own secret if there is one, else the stored one; an address never comes from a caller."""
+    if own is not None and (own.api_key or own.aws):
+        return replace(own, base_url=stored.base_url if stored else None)
+    if provider.needs_credentials and not (stored and (stored.api_key or stored.aws)):
+        raise ProviderNotConnected(
+            f"the provider {provider.name!r} has no credentials: run `orqen providers connect {provider.name}`"
+        )
+    return replace(stored, region=own.region) if stored and own and own.region else stored
+
+
+def _region(provider: Provider, secret: Credentials | None) -> str:
+    region = (secret.region if secret else None) or provider.region or DEFAULT_REGION
+    # It becomes a part of the host name, and a caller may give it.
+    if not _REGION.fullmatch(region):
+        raise BadRequest(f"expected the name of an AWS region such as us-east-1, got {region[:40]!r}")
+    return region
+
+
+def _url(provider: Provider, call: Call, secret: Credentials | None) -> str:
+    base = (secret.base_url if secret else None) or provider.base_url
+    if base is None:
+        raise ProviderNotConnected(
+            f"the provider {provider.name!r} needs providers.{provider.name}.base_url in the configuration"
+        )
+    try:
+        base = check_base_url(base)
+    except ValueError as exc:
+        raise UpstreamRefused(f"the provider {provider.name!r}: {exc}", provider=provider.name) from exc
+    if "{region}" in base:
+        region = _region(provider, secret)
+        base = base.replace("{region}", region)
+        if region.startswith("cn-") and base.endswith(".amazonaws.com"):
+            base += ".cn"
+    segments = unquote(call.path).split("/")
+    if not _PATH.fullmatch(call.path) or any(c in call.path for c in "?#\\") or {".", ".."} & {*segments}:
+        raise BadRequest("the path holds characters or segments that cannot be forwarded")
+    if not re.fullmatch(r"[!-~]*", call.query) or "#" in call.query:
+        raise BadRequest("the query string holds characters that cannot be forwarded")
+    return f"{base}{call.path}?{call.query}" if call.query else f"{base}{call.path}"
+
+
+async def _authorized(
+    headers: list[tuple[str, str]], provider: Provider, call: Call, secret: Credentials | None, url: str
+) -> list[tuple[str, str]]:
+    if secret is None or provider.auth == "none":
+        return headers
+    key = (secret.api_key or "").strip()
+    if key and not (key.isascii() and key.isprintable()):
+        raise BadRequest(
+            f"the key of the provider {provider.name!r} holds characters that cannot be sent; store it again"
+        )
+    if provider.auth == "sigv4" and not key and secret.aws is not None:
+        region, aws = _region(provider, secret), secret.aws
+
+        def signed() -> list[tuple[str, str]]:
+            return sign(call.method, url, headers, call.body, credentials=aws, region=region)
+
+        return await asyncio.to_thread(signed) if len(call.body) > _LARGE_BODY_BYTES else signed()
+    if not key:
+        return headers
+    bearer = provider.auth in ("bearer", "sigv4")
+    return [*headers, ("authorization", f"Bearer {key}") if bearer else (provider.auth, key)]
+
+
+async def _read_error(body: _Body) -> bytes:
+    """The body of an error, at most 1 MiB of it; what was there before it broke off."""
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async for chunk in body:
+            chunks.append(chunk)
+            size += len(chunk)
+            if size >= _MAX_ERROR_BYTES:
+                break
+    except UpstreamError:
+        pass
+    finally:
+        await body.aclose()
+    return b"".join(chunks)[:_MAX_ERROR_BYTES]
+
+
+async def _once(body: bytes) -> AsyncIterator[bytes]:
+    yield body
