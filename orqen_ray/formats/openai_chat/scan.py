@@ -1,0 +1,111 @@
+"""Reads facts in passing from a Chat Completions stream that is forwarded byte for byte."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from orqen_ray.conversation import Facts, Refusal, ToolCall, Usage
+from orqen_ray.formats.openai_chat.errors import read_error_object
+from orqen_ray.formats.openai_chat.stream_in import DONE, Chunk, decode_chunk
+from orqen_ray.formats.openai_chat.usage import read_stop_reason
+from orqen_ray.formats.sse import Frames, parse_frame
+
+# Only frames that match are decoded. Inside a JSON string the quotes are escaped, so no text can look like these.
+_FACT = re.compile(
+    rb'"usage"\s*:\s*\{|"(?:finish_reason|name|refusal)"\s*:\s*"|"error"\s*:\s*[^n\s]|^event:\s*error', re.M
+)
+_OUTPUT = re.compile(
+    rb'"(?:content|reasoning_content|reasoning|refusal|arguments|input)"\s*:\s*("[^"\\]*(?:\\.[^"\\]*)*")'
+)
+
+
+class ChatScanner:
+    """Forwards frames as they came.
+
+    Args:
+        remove_usage: the gateway asked for the usage chunk, so the one chunk that holds nothing else is taken out.
+    """
+
+    def __init__(self, remove_usage: bool) -> None:
+        self._frames = Frames()
+        self._remove_usage = remove_usage
+        self._model: str | None = None
+        self._usage: Usage | None = None
+        self._finish_reason: str | None = None
+        self._matched: str | None = None
+        self._refused = False
+        self._calls: dict[tuple[int | None, str | None], str] = {}
+        self._output_chars = 0
+        self._failure: str | None = None
+        self._seen = self._done = False
+
+    @property
+    def facts(self) -> Facts:
+        kinds = {kind for kind, seen in ((ToolCall, self._calls), (Refusal, self._refused)) if seen}
+        reason = None if self._finish_reason is None else read_stop_reason(self._finish_reason, kinds, self._matched)
+        return Facts(
+            served_model=self._model,
+            usage=self._usage,
+            stop_reason=reason,
+            tool_names=tuple(self._calls.values()),
+            output_chars=self._output_chars,
+            failure=self._failure,
+        )
+
+    def feed(self, chunk: bytes) -> bytes:
+        return b"".join([frame for frame in self._frames.feed(chunk) if self._keeps(frame)])
+
+    def end(self) -> bytes:
+        rest = self._frames.rest()
+        kept = rest if rest and self._keeps(rest) else b""
+        if self._finish_reason is None and not self._done and self._failure is None:
+            self._failure = "the provider's stream broke off"
+        return kept
+
+    def _keeps(self, frame: bytes) -> bool:
+        for quoted in _OUTPUT.findall(frame):
+            self._output_chars += _length(quoted)
+        if self._seen and not _FACT.search(frame):
+            self._done = self._done or DONE in frame
+            return True
+        event_name, data = parse_frame(frame)
+        try:
+            chunk = decode_chunk(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            self._done = self._done or data.strip() == DONE
+            return True
+        if chunk.error or event_name == "error":
+            self._failure = read_error_object(502, msgspec.json.decode(data)).message
+            return True
+        self._read(chunk)
+        if self._remove_usage and chunk.usage is not None and chunk.choices == []:
+            self._remove_usage = False
+            return False
+        return True
+
+    def _read(self, chunk: Chunk) -> None:
+        self._seen = True
+        self._model = self._model or chunk.model
+        self._usage = chunk.any_usage or self._usage
+        for choice in chunk.choices or ():
+            delta = choice.delta
+            if not choice.index and choice.finish_reason is not None:
+                self._finish_reason = choice.finish_reason
+                self._matched = choice.stop_reason if isinstance(choice.stop_reason, str) else None
+            self._refused = self._refused or bool(delta and delta.refusal)
+            for call in (delta and delta.tool_calls) or ():
+                said = call.function or call.custom
+                if said and said.name:
+                    self._calls[call.index, call.id] = said.name
+
+
+def _length(quoted: bytes) -> int:
+    """Characters in a JSON string."""
+    if b"\\" not in quoted and quoted.isascii():
+        return len(quoted) - 2
+    try:
+        return len(msgspec.json.decode(quoted, type=str))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return len(quoted) - 2
