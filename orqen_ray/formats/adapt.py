@@ -91,6 +91,8 @@ def _lift_head(conversation: Conversation) -> Conversation:
 
 def _apply_tool_changes(conversation: Conversation, dropped: list[str]) -> Conversation:
     """The tool list as it stands at the end of the conversation. The place of each change is lost, so it is named."""
+    if not any(isinstance(block, ToolChange) for message in conversation.messages for block in message.blocks):
+        return conversation
     tools: dict[str, Tool] = {tool.name: tool for tool in conversation.tools}
     messages: list[Message] = []
     for message in conversation.messages:
@@ -109,8 +111,6 @@ def _apply_tool_changes(conversation: Conversation, dropped: list[str]) -> Conve
         blocks = tuple(block for block in message.blocks if not isinstance(block, ToolChange))
         if blocks:
             messages.append(replace(message, blocks=blocks))
-    if len(messages) == len(conversation.messages) and len(tools) == len(conversation.tools):
-        return conversation
     return replace(conversation, messages=tuple(messages), tools=tuple(tools.values()))
 
 
