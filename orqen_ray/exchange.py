@@ -88,9 +88,7 @@ class Exchange:
         return headers
 
     def trace(self) -> Trace:
-        usage, source = self.facts.usage, "provider"
-        if usage is None:
-            usage, source = (self.estimated_usage(), "estimated") if self._answered() else (Usage(), None)
+        usage, source = self._usage()
         served_model = self.facts.served_model or self.sent_model
         return Trace(
             request_id=self.request_id,
@@ -125,8 +123,13 @@ class Exchange:
             client_disconnected=self.client_disconnected,
         )
 
-    def _answered(self) -> bool:
-        return self.estimate_usage and 200 <= self.status < 300
+    def _usage(self) -> tuple[Usage, str | None]:
+        """The tokens of the call, and who counted them: the provider, an estimate, or nobody."""
+        if self.facts.usage is not None:
+            return self.facts.usage, "provider"
+        if self.estimate_usage and 200 <= self.status < 300:
+            return self.estimated_usage(), "estimated"
+        return Usage(), None
 
     def _cost_usd(self, usage: Usage) -> float | None:
         if self.provider is None or self.sent_model is None:

@@ -19,7 +19,7 @@ import msgspec
 from orqen_ray.conversation import Conversation, JsonObject
 from orqen_ray.errors import UpstreamUnavailable
 from orqen_ray.exchange import Exchange, without_indexes
-from orqen_ray.formats.faithful import faithful_body, request_credentials
+from orqen_ray.formats.faithful import faithful_body, own_fields, request_credentials
 from orqen_ray.formats.format import Format
 from orqen_ray.formats.paths import chat_path
 from orqen_ray.formats.reading import decode_object
@@ -95,11 +95,13 @@ class Gateway:
             payload = decode_object(inbound.body)
             conversation = self._read(inbound, payload)
             exchange.session_id = session_id(inbound.headers, inbound.key_id, conversation)
-            target = await self.resolve(conversation.model)
+            credentials = request_credentials(payload) if inbound.format.name == "openai_chat" else None
+            target = await self.resolve(conversation.model, with_bedrock=credentials is not None)
             edited = self._optimize(conversation)
             exchange.note_request(conversation, edited)
             exchange.note_target(target.provider.name, target.provider.dialect, target.model_id)
             call, route = self._build(inbound, payload, conversation, edited, target, exchange)
+            call = replace(call, credentials=credentials if route.provider.name == "bedrock_converse" else None)
             reply = await self.forward(call, exchange)
             return await answer(reply, route, exchange, self.record)
         except BaseException as error:
@@ -107,13 +109,14 @@ class Gateway:
             self.record(exchange)
             raise
 
-    async def resolve(self, model: str) -> Resolved:
-        """The provider that serves `model`.
+    async def resolve(self, model: str, *, with_bedrock: bool = False) -> Resolved:
+        """The provider that serves `model`; `with_bedrock`: the request brings its own credentials for Bedrock.
 
         Raises:
             UnknownModel, ProviderNotConnected, BadRequest: see `Catalog.resolve`.
         """
-        return self.catalog.resolve(model, await self.upstream.connected())
+        connected = await self.upstream.connected()
+        return self.catalog.resolve(model, connected | {"bedrock"} if with_bedrock else connected)
 
     async def forward(self, call: Call, exchange: Exchange) -> UpstreamReply:
         """Send, and send again while the provider is busy or gone: only before the first byte of an answer."""
@@ -141,7 +144,9 @@ class Gateway:
         self._traces.write(exchange.trace())
 
     def _read(self, inbound: Inbound, payload: JsonObject) -> Conversation:
-        conversation = inbound.format.read_request(payload, inbound.url_model)
+        own = own_fields(payload) if inbound.format.name == "openai_chat" else ()
+        readable = {name: value for name, value in payload.items() if name not in own} if own else payload
+        conversation = inbound.format.read_request(readable, inbound.url_model)
         if inbound.url_stream:
             return replace(conversation, stream=True)
         return conversation
@@ -162,7 +167,6 @@ class Gateway:
         provider, dialect = target.provider, FORMATS[target.provider.dialect]
         capabilities = self.catalog.capabilities(provider.name, target.model_id)
         same_format = dialect.name == inbound.format.name
-        credentials = request_credentials(payload) if inbound.format.name == "openai_chat" else None
         asked_usage = False
         if same_format and edited is conversation:
             faithful = faithful_body(inbound.body, payload, conversation, target.model_id, capabilities)
@@ -177,7 +181,6 @@ class Gateway:
             query=inbound.query if same_format else "",
             body=body,
             headers=allowed_request_headers(dialect.name, inbound.headers if same_format else {}),
-            credentials=credentials if dialect.name == "bedrock_converse" else None,
             stream=conversation.stream,
         )
         route = Route(caller=inbound.format, provider=dialect, conversation=conversation, asked_usage=asked_usage)

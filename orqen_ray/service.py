@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
 from dataclasses import dataclass
 
-from orqen_ray.config import Settings, read_environment
-from orqen_ray.errors import Unauthenticated
+from orqen_ray.config import Secrets, Settings, load_secrets, read_environment
 from orqen_ray.gateway import Gateway, RetryPolicy
 from orqen_ray.providers.catalog import Catalog, load_catalog
 from orqen_ray.providers.credentials import EnvironmentCredentials, LayeredCredentials
@@ -14,7 +13,7 @@ from orqen_ray.providers.forward import Forwarder, Timeouts
 from orqen_ray.store.authenticator import KeyCache
 from orqen_ray.store.database import Database
 from orqen_ray.store.keys import KeyRecord, Keys
-from orqen_ray.store.secrets import Cipher, ProviderSecrets
+from orqen_ray.store.secrets import Cipher, ProviderSecrets, load_cipher
 from orqen_ray.traces.writer import TraceWriter
 from orqen_ray.types import Upstream
 
@@ -34,7 +33,7 @@ class Service:
 
     @property
     def max_body_bytes(self) -> int:
-        return self.settings.limits.max_body_mib << 20
+        return self.settings.limits.max_body_bytes
 
     async def authenticate(self, secret: str) -> KeyRecord:
         """The key that `secret` opens.
@@ -42,8 +41,6 @@ class Service:
         Raises:
             Unauthenticated: none, or an unknown, expired or revoked one.
         """
-        if not secret:
-            raise Unauthenticated("no API key; send it as `Authorization: Bearer sk-orq-...` or `x-api-key`")
         return await self._key_cache.authenticate(secret)
 
     async def ready(self) -> bool:
@@ -67,7 +64,7 @@ async def open_service(settings: Settings, upstream: Upstream | None = None) -> 
     catalog = load_catalog(settings.operator_rows())
     forwarder = None
     if upstream is None:
-        upstream = forwarder = await open_forwarder(settings, database, read_environment())
+        upstream = forwarder = await open_forwarder(settings, database)
     keys = Keys(database)
     traces = TraceWriter(settings.storage.traces_uri)
     await traces.start()
@@ -88,14 +85,15 @@ async def prepare(settings: Settings) -> str | None:
     """Make the store ready before any replica starts, so that replicas need not agree on who does.
 
     Returns:
-        The secret of the first admin key, to be shown once, when the store held no key and the settings bring none.
+        The secret of the first admin key, to be shown once, when the store held no key and the environment brings none.
     """
+    secrets = load_secrets()
     database = await open_database(settings)
     try:
-        Cipher.open(settings)
+        await asyncio.to_thread(_cipher, settings, secrets)
         keys = Keys(database)
-        if settings.bootstrap_key:
-            await keys.ensure(settings.bootstrap_key.get_secret_value(), "bootstrap", admin=True)
+        if secrets.bootstrap_key:
+            await keys.ensure(secrets.bootstrap_key.get_secret_value(), "bootstrap", admin=True)
         elif not await keys.count():
             return (await keys.create("admin", admin=True))[1]
         return None
@@ -104,14 +102,21 @@ async def prepare(settings: Settings) -> str | None:
 
 
 async def open_database(settings: Settings) -> Database:
+    """The store, brought to its newest shape."""
     database = Database(settings.storage.database_url)
     await database.migrate()
     return database
 
 
-async def open_forwarder(settings: Settings, database: Database, environment: Mapping[str, str]) -> Forwarder:
+async def open_forwarder(settings: Settings, database: Database) -> Forwarder:
     """The way to the providers, with the secrets of the store first and those of the environment after them."""
     catalog = load_catalog(settings.operator_rows())
-    stored = ProviderSecrets(database, Cipher.open(settings))
-    credentials = LayeredCredentials(stored, EnvironmentCredentials(catalog, environment))
+    cipher = await asyncio.to_thread(_cipher, settings, load_secrets())
+    stored = ProviderSecrets(database, cipher)
+    credentials = LayeredCredentials(stored, EnvironmentCredentials(catalog, read_environment()))
     return Forwarder(catalog, credentials, Timeouts(**settings.timeouts.model_dump()))
+
+
+def _cipher(settings: Settings, secrets: Secrets) -> Cipher:
+    key = secrets.secret_key.get_secret_value() if secrets.secret_key else None
+    return load_cipher(settings.storage.database_url, key)

@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "service": {"errors", "types", "config", "providers", "store", "traces", "gateway"},
     "api": {"errors", "conversation", "types", "formats", "store", "gateway", "relay", "passthrough", "service"},
-    "cli": {"errors", "conversation", "types", "config", "providers", "store", "traces", "service"},
+    "cli": {"errors", "conversation", "types", "config", "formats", "providers", "store", "traces", "service"},
 }  # fmt: skip
 
 # Foreign library -> where alone it may be imported.
