@@ -10,6 +10,7 @@ import msgspec
 from orqen_ray.conversation import Conversation
 from orqen_ray.errors import BadRequest
 from orqen_ray.exchange import Exchange
+from orqen_ray.formats.anthropic_messages.request_in import read_count_request
 from orqen_ray.formats.families import BEDROCK_INVOKE, OPENAI_FAMILY, json_model, multipart_model
 from orqen_ray.formats.format import Format
 from orqen_ray.formats.paths import bedrock_path
@@ -108,7 +109,7 @@ async def count(gateway: Gateway, inbound: Inbound) -> Answer | int:
         GatewayError: the request cannot be read, or no provider owns the model.
     """
     payload = decode_object(inbound.body)
-    conversation = inbound.format.read_request(payload, None)
+    conversation = read_count_request(payload, None)
     target = await gateway.resolve(conversation.model)
     if target.provider.dialect != "anthropic_messages":
         return await asyncio.to_thread(count_tokens, conversation)

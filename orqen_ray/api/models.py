@@ -8,13 +8,13 @@ from starlette.routing import Route
 
 from orqen_ray.api.endpoint import Endpoint, JsonAnswer, Request
 from orqen_ray.conversation import JsonObject
-from orqen_ray.errors import UnknownModel
+from orqen_ray.errors import GatewayError, UnknownModel
 from orqen_ray.formats.anthropic_messages.format import ANTHROPIC_MESSAGES
 from orqen_ray.formats.format import Format
 from orqen_ray.formats.openai_chat.format import OPENAI_CHAT
+from orqen_ray.providers.catalog import ROUTING_STRINGS
 from orqen_ray.service import Service
 
-ROUTING_MODELS = ("orqen/auto", "orqen/cheap", "orqen/fast", "orqen/capable")
 _EPOCH = "1970-01-01T00:00:00Z"
 
 
@@ -47,13 +47,15 @@ def _asked_format(headers: Mapping[str, str]) -> Format:
 
 
 async def _models(service: Service) -> dict[str, str]:
-    """Model string -> provider, the routing strings first. A model that two providers list is named with each."""
+    """Model string -> provider, the routing strings first; one whose bare id means another has a prefix."""
     connected = await service.gateway.upstream.connected()
-    listed = [(provider.name, model.id) for provider, model in service.catalog.models(connected)]
-    models = dict.fromkeys(ROUTING_MODELS, "orqen")
-    for provider, model_id in listed:
-        if models.setdefault(model_id, provider) != provider:
-            models[f"{provider}/{model_id}"] = provider
+    models = dict.fromkeys(ROUTING_STRINGS, "orqen")
+    for provider, model in service.catalog.models(connected):
+        try:
+            owner = service.catalog.resolve(model.id, connected).provider.name
+        except GatewayError:
+            owner = None
+        models[model.id if owner == provider.name else f"{provider.name}/{model.id}"] = provider.name
     return models
 
 

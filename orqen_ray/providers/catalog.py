@@ -26,7 +26,7 @@ MAX_MODEL_CHARS = 512
 Auth = Literal["bearer", "x-api-key", "api-key", "sigv4", "none"]
 Family = Literal[
     "chat", "responses", "embeddings", "completions", "images", "audio", "moderations", "rerank", "models",
-    "count_tokens", "invoke",
+    "ocr", "videos", "count_tokens", "invoke",
 ]  # fmt: skip
 
 _DIALECTS: Mapping[str, FormatName] = {
