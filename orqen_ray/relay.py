@@ -124,18 +124,18 @@ async def _converted_body(reply: UpstreamReply, route: Route, exchange: Exchange
 async def _relayed(reply: UpstreamReply, route: Route, exchange: Exchange) -> AsyncIterator[bytes]:
     """The provider's own bytes, frame by frame, read in passing."""
     scanner = route.provider.stream_scanner(route.asked_usage)
+    failure: str | None = None
     try:
         async for chunk in reply.chunks:
-            out = scanner.feed(chunk)
-            exchange.facts = scanner.facts
-            if out:
+            if out := scanner.feed(chunk):
                 yield out
         if rest := scanner.end():
             yield rest
-        exchange.facts = scanner.facts
     except GatewayError as error:
-        exchange.facts = replace(scanner.facts, failure=error.message)
+        failure = error.message
         yield _writer(route, exchange).write(failure_of(error))
+    finally:
+        exchange.facts = replace(scanner.facts, failure=failure) if failure else scanner.facts
 
 
 async def _converted(
@@ -150,16 +150,17 @@ async def _converted(
                 if isinstance(event, StreamFailure) and not started and not out:
                     raise UpstreamRejected(event.message, status=_error_status(event.status), kind=event.kind)
                 watch.observe(event)
-                exchange.facts = watch.facts
-                out += writer.write(_with_usage(event, exchange))
+                out += writer.write(_with_usage(event, watch, exchange))
             if out:
                 started = True
                 yield bytes(out)
     except GatewayError as error:
         if not started:
             raise
-        exchange.facts = replace(watch.facts, failure=error.message)
+        watch.failure = error.message
         yield writer.write(failure_of(error))
+    finally:
+        exchange.facts = watch.facts
 
 
 async def _event_batches(reply: UpstreamReply, route: Route, *, streamed: bool) -> AsyncIterator[list[Event]]:
@@ -172,10 +173,11 @@ async def _event_batches(reply: UpstreamReply, route: Route, *, streamed: bool) 
     yield reader.end()
 
 
-def _with_usage(event: Event, exchange: Exchange) -> Event:
+def _with_usage(event: Event, watch: Watch, exchange: Exchange) -> Event:
     """Clients read usage as the size of the context, so an estimate is better than none."""
     if isinstance(event, ReplyEnd) and event.usage is None:
-        return replace(event, usage=exchange.facts.usage or exchange.estimated_usage())
+        exchange.facts = watch.facts
+        return replace(event, usage=watch.usage or exchange.estimated_usage())
     return event
 
 
