@@ -1,0 +1,57 @@
+"""The tables of the store, in types that SQLite and PostgreSQL share."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from sqlalchemy import JSON, BigInteger, Boolean, Column, DateTime, Dialect, Integer, MetaData, String, Table, Text
+from sqlalchemy.types import TypeDecorator
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A time in UTC, always with its zone: SQLite forgets it."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=value.tzinfo or UTC)
+
+
+METADATA = MetaData(
+    naming_convention={"pk": "pk_%(table_name)s", "uq": "uq_%(table_name)s_%(column_0_name)s"},
+)
+
+KEYS = Table(
+    "keys",
+    METADATA,
+    Column("id", String(32), primary_key=True),
+    Column("name", String(200), nullable=False),
+    Column("sha256", String(64), nullable=False, unique=True),
+    Column("preview", String(32), nullable=False),
+    Column("is_admin", Boolean, nullable=False),
+    Column("rate_limit_rpm", Integer, nullable=False),
+    Column("daily_token_budget", BigInteger, nullable=False),
+    Column("weekly_token_budget", BigInteger, nullable=False),
+    Column("k_target_override", Integer),
+    Column("optimization", JSON, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime),
+    Column("revoked_at", UtcDateTime),
+)
+
+# `region` and `base_url` are shown in lists; the sealed text holds them too, and only that copy is used.
+PROVIDER_CREDENTIALS = Table(
+    "provider_credentials",
+    METADATA,
+    Column("provider", String(100), primary_key=True),
+    Column("ciphertext", Text, nullable=False),
+    Column("preview", String(32), nullable=False),
+    Column("region", String(64)),
+    Column("base_url", String(2000)),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+)
