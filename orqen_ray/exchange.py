@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from orqen_ray.conversation import Conversation, Facts, Usage
 from orqen_ray.errors import GatewayError
+from orqen_ray.providers.catalog import Resolved
 from orqen_ray.traces.cost import cost_usd
 from orqen_ray.traces.schema import Trace
 
@@ -52,8 +53,9 @@ class Exchange:
         self.requested_model, self.stream = conversation.model, conversation.stream
         self.tools_input, self.tools_output = len(conversation.tools), len(edited.tools)
 
-    def note_target(self, provider: str, dialect: str, model_id: str) -> None:
-        self.provider, self.dialect, self.sent_model = provider, dialect, model_id
+    def note_target(self, target: Resolved) -> None:
+        self.provider, self.dialect, self.sent_model = target.provider.name, target.provider.dialect, target.model_id
+        self.prices_usd_per_mtok = target.provider.prices_usd_per_mtok(target.model_id)
 
     def fail(self, error: BaseException) -> None:
         """Note why there is no answer. A cancelled request is one whose caller went away."""

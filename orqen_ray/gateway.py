@@ -99,7 +99,7 @@ class Gateway:
             target = await self.resolve(conversation.model, with_bedrock=credentials is not None)
             edited = self._optimize(conversation)
             exchange.note_request(conversation, edited)
-            exchange.note_target(target.provider.name, target.provider.dialect, target.model_id)
+            exchange.note_target(target)
             call, route = self._build(inbound, payload, conversation, edited, target, exchange)
             call = replace(call, credentials=credentials if route.provider.name == "bedrock_converse" else None)
             reply = await self.forward(call, exchange)

@@ -130,7 +130,7 @@ async def _send(gateway: Gateway, inbound: Inbound, model: str, outgoing: _Outgo
         request_bytes=len(outgoing.body),
         estimate_usage=False,
     )
-    exchange.note_target(provider.name, provider.dialect, outgoing.target.model_id)
+    exchange.note_target(outgoing.target)
     call = Call(
         provider=provider.name,
         path=outgoing.path,

@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "traces": {"errors", "conversation", "types"},
     "sessions": {"conversation"},
     "tokens": {"conversation"},
-    "exchange": {"errors", "conversation", "types", "traces", "formats"},
+    "exchange": {"errors", "conversation", "types", "traces", "providers"},
     "relay": {"errors", "conversation", "types", "formats", "exchange"},
     "gateway": {"errors", "conversation", "types", "formats", "providers", "traces", "exchange", "relay", "sessions"},
     "passthrough": {
@@ -48,7 +48,6 @@ HOMES: dict[str, tuple[str, ...]] = {
     "pyarrow": ("traces",),
     "genai_prices": ("traces",),
     "pydantic": ("config", "api"),
-    "pydantic_settings": ("config",),
     "typer": ("cli",),
     "ray": (),
 }

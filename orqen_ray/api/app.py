@@ -55,8 +55,9 @@ def _no_route(request: Request, error: HTTPException) -> Response:
     wrong: GatewayError = NotFound(f"no such path: {path[:200]!r}; docs/api.md lists the calls of this gateway")
     if error.status_code == 405:
         wrong = MethodNotAllowed(f"{request.method} is not allowed here; try POST")
-    wire = _format_of(path, request).write_error(wrong, request_id_of(headers_of(request.scope)))
-    headers = {**wire.headers, "content-type": "application/json"}
+    request_id = request_id_of(headers_of(request.scope))
+    wire = _format_of(path, request).write_error(wrong, request_id)
+    headers = {**wire.headers, "content-type": "application/json", "x-request-id": request_id}
     if error.headers and "Allow" in error.headers:
         headers["allow"] = error.headers["Allow"]
     return Response(msgspec.json.encode(wire.body), status_code=wire.status, headers=headers)

@@ -80,6 +80,13 @@ class Provider:
     def embedded(self) -> bool:
         return self.base_url == SANDBOX_URL
 
+    def prices_usd_per_mtok(self, model_id: str) -> tuple[float, float] | None:
+        """The operator's prices of a model, input and output; None where the row has none."""
+        model = next((model for model in self.models if model.id == model_id), None)
+        if model is None or model.input_usd_per_mtok is None or model.output_usd_per_mtok is None:
+            return None
+        return model.input_usd_per_mtok, model.output_usd_per_mtok
+
     @property
     def needs_credentials(self) -> bool:
         return self.auth != "none" and (self.auth == "sigv4" or self.api_key_env is not None)

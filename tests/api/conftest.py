@@ -17,7 +17,11 @@ from orqen_ray.types import Call, UpstreamReply
 Script = Callable[[Call], tuple[int, Mapping[str, str], list[bytes]]]
 
 ROWS = {
-    "lab-openai": {"dialect": "openai", "base_url": "http://lab.invalid/v1"},
+    "lab-openai": {
+        "dialect": "openai",
+        "base_url": "http://lab.invalid/v1",
+        "models": [{"id": "m", "input_usd_per_mtok": 2.0, "output_usd_per_mtok": 10.0}],
+    },
     "lab-anthropic": {"dialect": "anthropic", "base_url": "http://lab.invalid"},
     "lab-bedrock": {"dialect": "bedrock", "base_url": "http://lab.invalid"},
 }

@@ -190,4 +190,5 @@ async def test_one_trace_row_is_written_for_each_request(
     assert (good["request_id"], good["session_id"], good["status"]) == ("mine-1", "s 1", 200)
     assert (good["requested_model"], good["sent_model"], good["served_model"]) == ("lab-openai/m", "m", "m-2026")
     assert (good["input_tokens"], good["output_tokens"], good["usage_source"]) == (5, 1, "provider")
+    assert good["cost_usd"] == pytest.approx(5 * 2e-6 + 10e-6)
     assert (bad["status"], bad["error_code"], bad["usage_source"]) == (400, "invalid_request", None)
