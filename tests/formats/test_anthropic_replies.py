@@ -288,6 +288,20 @@ def test_what_is_newer_than_the_code_passes_through_a_stream() -> None:
 def test_a_stream_without_its_last_event_is_complete_once_it_gave_a_reason() -> None:
     assert isinstance(read(stream_of(STOPPED))[-1], ReplyEnd)
     assert isinstance(read(stream_of(STOPPED, {"type": "message_stop"}).rstrip())[-1], ReplyEnd)
+    assert isinstance(read(stream_of(STOPPED) + b'event: message_stop\ndata: {"ty')[-1], ReplyEnd)
+
+
+def test_the_empty_input_that_opens_a_call_is_not_its_arguments() -> None:
+    call = {"type": "tool_use", "id": "toolu_1", "name": "f", "input": {}}
+    events = read(stream_of({"type": "content_block_start", "index": 0, "content_block": call}))
+    assert events[1] == BlockStart(index=0, block=ToolCall(id="toolu_1", name="f", arguments=""))
+
+
+def test_a_delta_of_another_vendor_is_not_written() -> None:
+    foreign = BlockDelta(index=0, kind="other", raw={"citation": {"title": "t"}})
+    data = wire([START, BlockStart(index=0, block=Text(text="hi")), foreign, END])
+    deltas = [event["delta"]["type"] for event in frames(data) if event["type"] == "content_block_delta"]
+    assert deltas == ["text_delta"]
 
 
 @pytest.mark.parametrize("data", [b"", stream_of(), stream_of()[:-1] + b"event: mess"])

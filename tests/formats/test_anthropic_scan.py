@@ -59,6 +59,11 @@ def test_only_whole_frames_are_given_back_before_the_end() -> None:
     assert scanner.end() == b"event: pi"
 
 
+def test_a_last_frame_without_its_blank_line_still_counts() -> None:
+    last = b'event: message_delta\ndata: {"type":"message_delta","delta":{"stop_reason":"max_tokens"}}'
+    assert scanned(last, [])[1].stop_reason == "max_tokens"
+
+
 def test_output_is_measured_and_signatures_are_not() -> None:
     head = b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"delta":'
     text = head + b'{"type":"text_delta","text":"hello"}}\n\n'
