@@ -21,6 +21,8 @@ GatewayError                 500  internal
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 
@@ -31,10 +33,11 @@ def _rebuild(cls: type[GatewayError], state: dict[str, Any]) -> GatewayError:
 
 
 class GatewayError(Exception):
-    """Base of all errors whose message may be shown to a caller."""
+    """Base of all errors whose message may be shown to a caller. `headers` of the response go with it."""
 
     status = 500
     code = "internal"
+    headers: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

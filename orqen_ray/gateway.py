@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from orqen_ray.conversation import Conversation, JsonObject
-from orqen_ray.errors import UpstreamUnavailable
+from orqen_ray.errors import GatewayError, UpstreamUnavailable
 from orqen_ray.exchange import Exchange, without_indexes
 from orqen_ray.formats.faithful import faithful_body, own_fields, request_credentials
 from orqen_ray.formats.format import Format
@@ -105,8 +105,7 @@ class Gateway:
             reply = await self.forward(call, exchange)
             return await answer(reply, route, exchange, self.record)
         except BaseException as error:
-            exchange.fail(error)
-            self.record(exchange)
+            self.fail(exchange, error)
             raise
 
     async def resolve(self, model: str, *, with_bedrock: bool = False) -> Resolved:
@@ -138,6 +137,13 @@ class Gateway:
                     return reply
                 await reply.aclose()
             await asyncio.sleep(delay_s)
+
+    def fail(self, exchange: Exchange, error: BaseException) -> None:
+        """Record a request that gets no answer, and give its error the headers that it has earned so far."""
+        exchange.fail(error)
+        if isinstance(error, GatewayError):
+            error.headers = {**error.headers, **exchange.headers()}
+        self.record(exchange)
 
     def record(self, exchange: Exchange) -> None:
         """Write the trace row; never fails the request."""

@@ -146,6 +146,5 @@ async def _send(gateway: Gateway, inbound: Inbound, model: str, outgoing: _Outgo
         reply = await gateway.forward(call, exchange)
         return await answer(reply, route, exchange, gateway.record)
     except BaseException as error:
-        exchange.fail(error)
-        gateway.record(exchange)
+        gateway.fail(exchange, error)
         raise

@@ -16,6 +16,8 @@ from orqen_ray.types import UpstreamReply
 
 _STREAM_TYPES = ("text/event-stream", "application/vnd.amazon.eventstream")
 _MAX_ERROR_BYTES = 1 << 20
+# What a provider notes about itself: no caller of another format misses it, so it is not worth a header in each answer.
+_BOOKKEEPING = frozenset({"metrics", "system_fingerprint", "service_tier", "object", "trace", "performanceConfig"})
 
 
 @dataclass(slots=True)
@@ -69,8 +71,10 @@ async def answer(reply: UpstreamReply, route: Route, exchange: Exchange, record:
     try:
         headers = {**reply.headers, **exchange.headers()}
         body = await _body(reply, route, exchange, headers)
-    except BaseException:
+    except BaseException as error:
         await reply.aclose()
+        if isinstance(error, GatewayError):
+            error.headers = {name: value for name, value in reply.headers.items() if name != "content-type"}
         raise
     return Answer(exchange.status, headers, body, reply, exchange, record)
 
@@ -115,8 +119,9 @@ async def _converted_body(reply: UpstreamReply, route: Route, exchange: Exchange
     if neutral.usage is None:
         neutral = replace(neutral, usage=exchange.estimated_usage())
     written = route.caller.write_reply(neutral, route.conversation.model, exchange.request_id)
-    if written.dropped:
-        exchange.dropped = tuple(dict.fromkeys((*exchange.dropped, *without_indexes(written.dropped))))
+    lost = [f"reply.{path}" for path in without_indexes(written.dropped) if path not in _BOOKKEEPING]
+    if lost:
+        exchange.dropped = (*exchange.dropped, *lost)
         headers.update(exchange.headers())
     return msgspec.json.encode(written.body)
 

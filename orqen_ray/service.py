@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from orqen_ray.config import Secrets, Settings, load_secrets, read_environment
+from orqen_ray.config import Settings, load_secrets, read_environment
 from orqen_ray.gateway import Gateway, RetryPolicy
 from orqen_ray.providers.catalog import Catalog, load_catalog
 from orqen_ray.providers.credentials import EnvironmentCredentials, LayeredCredentials
@@ -58,14 +58,14 @@ class Service:
 
 
 async def open_service(settings: Settings, upstream: Upstream | None = None) -> Service:
-    """Open the store (made ready first), the trace log and, without `upstream`, a forwarder in this process."""
-    await prepare(settings)
+    """Open the store, the trace log and, without `upstream`, a forwarder in this process."""
     database = await open_database(settings)
     catalog = load_catalog(settings.operator_rows())
     forwarder = None
     if upstream is None:
         upstream = forwarder = await open_forwarder(settings, database)
     keys = Keys(database)
+    await _ensure_bootstrap_key(keys)
     traces = TraceWriter(settings.storage.traces_uri)
     await traces.start()
     retry = RetryPolicy(**settings.retries.model_dump())
@@ -82,23 +82,24 @@ async def open_service(settings: Settings, upstream: Upstream | None = None) -> 
 
 
 async def prepare(settings: Settings) -> str | None:
-    """Make the store ready before any replica starts, so that replicas need not agree on who does.
+    """Make the store ready for a first start, before there are replicas that would each do so.
 
     Returns:
         The secret of the first admin key, to be shown once, when the store held no key and the environment brings none.
     """
-    secrets = load_secrets()
     database = await open_database(settings)
     try:
-        await asyncio.to_thread(_cipher, settings, secrets)
+        await asyncio.to_thread(_cipher, settings)
         keys = Keys(database)
-        if secrets.bootstrap_key:
-            await keys.ensure(secrets.bootstrap_key.get_secret_value(), "bootstrap", admin=True)
-        elif not await keys.count():
-            return (await keys.create("admin", admin=True))[1]
-        return None
+        await _ensure_bootstrap_key(keys)
+        return None if await keys.count() else (await keys.create("admin", admin=True))[1]
     finally:
         await database.aclose()
+
+
+async def _ensure_bootstrap_key(keys: Keys) -> None:
+    if secret := load_secrets().bootstrap_key:
+        await keys.ensure(secret.get_secret_value(), "bootstrap", admin=True)
 
 
 async def open_database(settings: Settings) -> Database:
@@ -111,12 +112,12 @@ async def open_database(settings: Settings) -> Database:
 async def open_forwarder(settings: Settings, database: Database) -> Forwarder:
     """The way to the providers, with the secrets of the store first and those of the environment after them."""
     catalog = load_catalog(settings.operator_rows())
-    cipher = await asyncio.to_thread(_cipher, settings, load_secrets())
+    cipher = await asyncio.to_thread(_cipher, settings)
     stored = ProviderSecrets(database, cipher)
     credentials = LayeredCredentials(stored, EnvironmentCredentials(catalog, read_environment()))
     return Forwarder(catalog, credentials, Timeouts(**settings.timeouts.model_dump()))
 
 
-def _cipher(settings: Settings, secrets: Secrets) -> Cipher:
-    key = secrets.secret_key.get_secret_value() if secrets.secret_key else None
-    return load_cipher(settings.storage.database_url, key)
+def _cipher(settings: Settings) -> Cipher:
+    secret = load_secrets().secret_key
+    return load_cipher(settings.storage.database_url, secret.get_secret_value() if secret else None)

@@ -160,7 +160,7 @@ class _Client:
         if self.started:
             return
         wire = format_.write_error(error, self._request_id)
-        await self.send_json(wire.status, wire.headers, wire.body)
+        await self.send_json(wire.status, {**error.headers, **wire.headers}, wire.body)
 
     async def _send_whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         await self._start(status, headers, content_length=len(body))

@@ -192,3 +192,16 @@ async def test_one_trace_row_is_written_for_each_request(
     assert (good["input_tokens"], good["output_tokens"], good["usage_source"]) == (5, 1, "provider")
     assert good["cost_usd"] == pytest.approx(5 * 2e-6 + 10e-6)
     assert (bad["status"], bad["error_code"], bad["usage_source"]) == (400, "invalid_request", None)
+
+
+async def test_an_error_from_another_format_keeps_the_headers_of_its_provider(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream
+) -> None:
+    body = b'{"type":"error","error":{"type":"rate_limit_error","message":"slow down"}}'
+    headers = {"content-type": "text/event-stream", "anthropic-ratelimit-x": "1", "retry-after": "900"}
+    upstream.script = lambda call: (429, headers, [body])
+    answer = await client.post(CHAT, json={"model": "lab-anthropic/m", "messages": [{"role": "user", "content": "x"}]})
+    assert (answer.status_code, answer.json()["error"]["message"]) == (429, "slow down")
+    assert answer.headers["content-type"] == "application/json"
+    seen = [answer.headers[name] for name in ("anthropic-ratelimit-x", "retry-after", "x-orqen-provider")]
+    assert seen == ["1", "900", "lab-anthropic"]
