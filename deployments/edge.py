@@ -1,0 +1,66 @@
+"""The outermost ASGI layer of an ingress replica: what Ray Serve would obey from any caller is taken out first."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from starlette.middleware import Middleware
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+# Serve obeys these from any client: a time limit, "do not watch for my disconnect", the choice of a replica.
+# https://docs.ray.io/en/latest/serve/http-guide.html; names match with `_` and `-` alike.
+SERVE_HEADERS = frozenset(
+    {b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"serve-multiplexed-model-id", b"x-session-id"}
+)
+REQUEST_ID = b"x-request-id"
+SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+
+
+class Edge:
+    """Strips Serve's own request headers and keeps `X-Request-ID` single and sane."""
+
+    def __init__(self, app: AsgiApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_one_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = _first_id_only(message.get("headers", ()))
+            await send(message)
+
+        scope["headers"] = [(name, value) for name, value in scope["headers"] if _wanted(name, value)]
+        await self._app(scope, receive, send_one_id)
+
+
+def middlewares() -> list[Middleware]:
+    """What `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names: the layers around Serve's own HTTP server."""
+    return [Middleware(Edge)]
+
+
+def _wanted(name: bytes, value: bytes) -> bool:
+    if name == REQUEST_ID:
+        return SANE_REQUEST_ID.fullmatch(value) is not None
+    return name.replace(b"_", b"-") not in SERVE_HEADERS
+
+
+def _first_id_only(headers: Any) -> list[tuple[bytes, bytes]]:
+    # Serve appends its X-Request-ID after the application's: the application's is the one that its traces know.
+    kept: list[tuple[bytes, bytes]] = []
+    seen = False
+    for name, value in headers:
+        is_id = name.lower() == REQUEST_ID
+        if not (is_id and seen):
+            kept.append((name, value))
+        seen = seen or is_id
+    return kept
