@@ -6,6 +6,7 @@ import random
 import secrets
 import signal
 import socket
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -42,6 +43,9 @@ ONE_MACHINE: Mapping[str, str] = {
 }
 
 SIDE_PORTS = range(20_000, 30_000)
+HAPROXY = Path(__file__).with_name("haproxy.sh")
+"""HAProxy as it must be started; the file says why."""
+
 PORT_FLAGS = (
     "RAY_SERVE_HAPROXY_STATS_PORT",
     "RAY_SERVE_HAPROXY_METRICS_PORT",
@@ -63,7 +67,8 @@ def one_machine_flags(private_dir: Path, port: int) -> dict[str, str]:
     ports = dict(zip(PORT_FLAGS, map(str, free_ports(len(PORT_FLAGS), besides=port)), strict=True))
     files = {flag: str(private_dir / name) for flag, name in HAPROXY_FILES.items()}
     token = {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    return {**REPLICA_FLAGS, **FAST_PATH, **ONE_MACHINE, **ports, **files, **token}
+    haproxy = {"RAY_SERVE_HAPROXY_BINARY_PATH": str(HAPROXY), "ORQEN_PYTHON": sys.executable}
+    return {**REPLICA_FLAGS, **FAST_PATH, **ONE_MACHINE, **ports, **files, **token, **haproxy}
 
 
 def free_ports(count: int, *, besides: int = 0) -> list[int]:
