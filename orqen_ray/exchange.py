@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from orqen_ray.conversation import Conversation, Facts, Usage
 from orqen_ray.errors import GatewayError
 from orqen_ray.providers.catalog import Resolved
+from orqen_ray.tokens import TOKENS_PER_IMAGE, inline_pictures
 from orqen_ray.traces.cost import cost_usd
 from orqen_ray.traces.schema import Trace
 
@@ -41,6 +42,7 @@ class Exchange:
     dropped: tuple[str, ...] = ()
     overhead_ms: float | None = None
     first_byte_ms: float | None = None
+    conversation: Conversation | None = field(default=None, repr=False)
     facts: Facts = field(default_factory=Facts)
     client_disconnected: bool = False
     prices_usd_per_mtok: tuple[float, float] | None = None
@@ -50,6 +52,7 @@ class Exchange:
         return (time.perf_counter() - self.started_s) * 1000
 
     def note_request(self, conversation: Conversation, edited: Conversation) -> None:
+        self.conversation = edited
         self.requested_model, self.stream = conversation.model, conversation.stream
         self.tools_input, self.tools_output = len(conversation.tools), len(edited.tools)
 
@@ -67,9 +70,11 @@ class Exchange:
             self.status, self.client_disconnected = 499, True
 
     def estimated_usage(self) -> Usage:
-        """A usage by characters, for a provider that gives none."""
+        """A usage by characters, for a provider that gives none. The size of a picture says nothing of its tokens."""
+        pictures = [] if self.conversation is None else inline_pictures(self.conversation)
+        text_bytes = max(self.request_bytes - sum(map(len, pictures)), 0)
         return Usage(
-            input_tokens=self.request_bytes // _CHARS_PER_TOKEN,
+            input_tokens=text_bytes // _CHARS_PER_TOKEN + TOKENS_PER_IMAGE * len(pictures),
             output_tokens=self.facts.output_chars // _CHARS_PER_TOKEN,
         )
 
@@ -127,8 +132,12 @@ class Exchange:
 
     def _usage(self) -> tuple[Usage, str | None]:
         """The tokens of the call, and who counted them: the provider, an estimate, or nobody."""
-        if self.facts.usage is not None:
-            return self.facts.usage, "provider"
+        usage, seen_tokens = self.facts.usage, self.facts.output_chars // _CHARS_PER_TOKEN
+        if usage is not None and self.stream and self.facts.stop_reason is None and usage.output_tokens < seen_tokens:
+            # A stream that was cut off: Anthropic's first event counts the input, and next to nothing of the output.
+            return replace(usage, output_tokens=seen_tokens), "estimated"
+        if usage is not None:
+            return usage, "provider"
         if self.estimate_usage and 200 <= self.status < 300:
             return self.estimated_usage(), "estimated"
         return Usage(), None

@@ -22,7 +22,7 @@ from orqen_ray.exchange import Exchange, without_indexes
 from orqen_ray.formats.faithful import faithful_body, own_fields, request_credentials
 from orqen_ray.formats.format import Format
 from orqen_ray.formats.paths import chat_path
-from orqen_ray.formats.reading import decode_object
+from orqen_ray.formats.reading import bounded_depth, decode_object
 from orqen_ray.formats.registry import FORMATS
 from orqen_ray.providers.catalog import Catalog, Resolved
 from orqen_ray.providers.headers import allowed_request_headers
@@ -67,7 +67,7 @@ class RetryPolicy:
             asked_s = float(retry_after or 0)
         except ValueError:  # an HTTP date: the caller can wait for it better than we can
             return None
-        if asked_s > self.backoff_max_s:
+        if not asked_s <= self.backoff_max_s:  # NaN is no time to wait either
             return None
         jittered_s = random.uniform(0.5, 1.0) * self.backoff_s * 2.0 ** (attempt - 1)
         return max(asked_s, min(jittered_s, self.backoff_max_s))
@@ -93,14 +93,17 @@ class Gateway:
         )
         try:
             payload = decode_object(inbound.body)
-            conversation = self._read(inbound, payload)
+            with bounded_depth():
+                conversation = self._read(inbound, payload)
+            exchange.requested_model = conversation.model
             exchange.session_id = session_id(inbound.headers, inbound.key_id, conversation)
             credentials = request_credentials(payload) if inbound.format.name == "openai_chat" else None
             target = await self.resolve(conversation.model, with_bedrock=credentials is not None)
             edited = self._optimize(conversation)
             exchange.note_request(conversation, edited)
             exchange.note_target(target)
-            call, route = self._build(inbound, payload, conversation, edited, target, exchange)
+            with bounded_depth():
+                call, route = self._build(inbound, payload, conversation, edited, target, exchange)
             call = replace(call, credentials=credentials if route.provider.name == "bedrock_converse" else None)
             reply = await self.forward(call, exchange)
             return await answer(reply, route, exchange, self.record)
@@ -131,7 +134,7 @@ class Gateway:
             else:
                 exchange.first_byte_ms = exchange.elapsed_ms()
                 delay_s = None
-                if reply.status in RETRYABLE_STATUSES:
+                if reply.status in RETRYABLE_STATUSES and reply.headers.get("x-should-retry") != "false":
                     delay_s = self._retry.delay_s(exchange.attempts, reply.headers.get("retry-after"))
                 if delay_s is None:
                     return reply

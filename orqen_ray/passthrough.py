@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -15,11 +16,12 @@ from orqen_ray.formats.families import BEDROCK_INVOKE, OPENAI_FAMILY, json_model
 from orqen_ray.formats.format import Format
 from orqen_ray.formats.paths import bedrock_path
 from orqen_ray.formats.rawjson import splice
-from orqen_ray.formats.reading import decode_object
+from orqen_ray.formats.reading import bounded_depth, decode_object
 from orqen_ray.gateway import Gateway, Inbound
 from orqen_ray.providers.catalog import Provider, Resolved
 from orqen_ray.providers.headers import allowed_request_headers
 from orqen_ray.relay import Answer, Route, answer
+from orqen_ray.sessions import given_session_id
 from orqen_ray.tokens import count_tokens
 from orqen_ray.types import Call
 
@@ -28,6 +30,9 @@ _COUNT_PATH = "/v1/messages/count_tokens"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Outgoing:
+    """What goes to a provider; `model` as the caller named it."""
+
+    model: str
     target: Resolved
     path: str
     body: bytes
@@ -43,32 +48,32 @@ async def family_call(gateway: Gateway, inbound: Inbound, path: str, family: str
     Raises:
         BadRequest: no model, or no provider that offers the family.
     """
-    if not inbound.body:
-        provider = await _only_provider(gateway, family)
-        outgoing = _Outgoing(
-            target=Resolved(provider=provider, model_id=""), path=path, body=b"", format=OPENAI_FAMILY, method=method
-        )
-        return await _send(gateway, inbound, "", outgoing)
+    return await _send(gateway, inbound, _family_call(gateway, inbound, path, family, method))
+
+
+async def _family_call(gateway: Gateway, inbound: Inbound, path: str, family: str, method: str) -> _Outgoing:
+    body = inbound.body
+    if not body:
+        target = Resolved(provider=await _only_provider(gateway, family), model_id="")
+        return _Outgoing(model="", target=target, path=path, body=b"", format=OPENAI_FAMILY, method=method)
     content_type = inbound.headers.get("content-type", "")
     is_form = content_type.lower().startswith("multipart/form-data")
-    if is_form:
-        model, start, end = multipart_model(inbound.body, content_type)
+    if is_form:  # its parser takes its time
+        model, start, end = await asyncio.to_thread(multipart_model, body, content_type)
     else:
-        model = json_model(decode_object(inbound.body))
+        model = json_model(decode_object(body))
     target = await gateway.resolve(model)
     if not _offers(target.provider, family):
         raise BadRequest(
             f"the provider {target.provider.name!r} of {model!r} does not offer {family}; name another model",
             param="model",
         )
-    body = inbound.body
     if model != target.model_id:
         new = target.model_id
         body = (
             body[:start] + new.encode() + body[end:] if is_form else splice(body, {"model": msgspec.json.encode(new)})
         )
-    outgoing = _Outgoing(target=target, path=path, body=body, format=OPENAI_FAMILY, method=method)
-    return await _send(gateway, inbound, model, outgoing)
+    return _Outgoing(model=model, target=target, path=path, body=body, format=OPENAI_FAMILY, method=method)
 
 
 def _offers(provider: Provider, family: str) -> bool:
@@ -91,6 +96,10 @@ async def invoke(gateway: Gateway, inbound: Inbound, operation: str) -> Answer:
     Raises:
         BadRequest: the model is not Bedrock's.
     """
+    return await _send(gateway, inbound, _invoke(gateway, inbound, operation))
+
+
+async def _invoke(gateway: Gateway, inbound: Inbound, operation: str) -> _Outgoing:
     model = inbound.url_model or ""
     target = await gateway.resolve(model)
     if target.provider.dialect != "bedrock_converse":
@@ -98,51 +107,59 @@ async def invoke(gateway: Gateway, inbound: Inbound, operation: str) -> Answer:
             f"{operation} reaches Bedrock models only, and {model!r} belongs to {target.provider.name!r}; use converse"
         )
     path = bedrock_path(target.model_id, operation)
-    outgoing = _Outgoing(target=target, path=path, body=inbound.body, format=BEDROCK_INVOKE)
-    return await _send(gateway, inbound, model, outgoing)
+    return _Outgoing(model=model, target=target, path=path, body=inbound.body, format=BEDROCK_INVOKE)
 
 
 async def count(gateway: Gateway, inbound: Inbound) -> Answer | int:
     """Tokens of an Anthropic request: the provider's own answer, or an estimate where it has no such call.
 
+    An estimate reaches no provider and leaves no trace row.
+
     Raises:
         GatewayError: the request cannot be read, or no provider owns the model.
     """
     payload = decode_object(inbound.body)
-    conversation = read_count_request(payload, None)
+    with bounded_depth():
+        conversation = read_count_request(payload, None)
     target = await gateway.resolve(conversation.model)
-    if target.provider.dialect != "anthropic_messages":
+    provider = target.provider
+    if provider.dialect != "anthropic_messages" or "count_tokens" not in provider.families:
         return await asyncio.to_thread(count_tokens, conversation)
     changed = {} if conversation.model == target.model_id else {"model": msgspec.json.encode(target.model_id)}
     format_ = replace(inbound.format, scan_reply=OPENAI_FAMILY.scan_reply)
-    outgoing = _Outgoing(target=target, path=_COUNT_PATH, body=splice(inbound.body, changed), format=format_)
-    return await _send(gateway, inbound, conversation.model, outgoing)
+    body = splice(inbound.body, changed)
+
+    async def counting() -> _Outgoing:
+        return _Outgoing(model=conversation.model, target=target, path=_COUNT_PATH, body=body, format=format_)
+
+    return await _send(gateway, inbound, counting())
 
 
-async def _send(gateway: Gateway, inbound: Inbound, model: str, outgoing: _Outgoing) -> Answer:
-    provider = outgoing.target.provider
+async def _send(gateway: Gateway, inbound: Inbound, plan: Awaitable[_Outgoing]) -> Answer:
+    """Send what `plan` gives. A plan that fails leaves a trace row too."""
     exchange = Exchange(
         request_id=inbound.request_id,
         key_id=inbound.key_id,
-        session_id=inbound.headers.get("x-orqen-session-id", ""),
+        session_id=given_session_id(inbound.headers) or "",
         inbound_format=inbound.format.name,
-        requested_model=model,
-        request_bytes=len(outgoing.body),
         estimate_usage=False,
     )
-    exchange.note_target(outgoing.target)
-    call = Call(
-        provider=provider.name,
-        path=outgoing.path,
-        method=outgoing.method,
-        query=inbound.query,
-        body=outgoing.body,
-        headers=allowed_request_headers(provider.dialect, inbound.headers),
-        stream=True,
-    )
-    nothing = Conversation(format=inbound.format.name, model=model, messages=())
-    route = Route(caller=outgoing.format, provider=outgoing.format, conversation=nothing)
     try:
+        outgoing = await plan
+        provider = outgoing.target.provider
+        exchange.requested_model, exchange.request_bytes = outgoing.model, len(outgoing.body)
+        exchange.note_target(outgoing.target)
+        call = Call(
+            provider=provider.name,
+            path=outgoing.path,
+            method=outgoing.method,
+            query=inbound.query,
+            body=outgoing.body,
+            headers=allowed_request_headers(provider.dialect, inbound.headers),
+            stream=True,
+        )
+        nothing = Conversation(format=inbound.format.name, model=outgoing.model, messages=())
+        route = Route(caller=outgoing.format, provider=outgoing.format, conversation=nothing)
         reply = await gateway.forward(call, exchange)
         return await answer(reply, route, exchange, gateway.record)
     except BaseException as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from orqen_ray.conversation import Conversation, Event, JsonObject, ReplyEnd, StreamFailure
+from orqen_ray.conversation import Conversation, Event, Facts, JsonObject, ReplyEnd, StreamFailure
 from orqen_ray.errors import GatewayError, UpstreamError, UpstreamRejected
 from orqen_ray.exchange import Exchange, without_indexes
 from orqen_ray.formats.events import Watch, events_of, facts_of
@@ -15,7 +15,11 @@ from orqen_ray.formats.format import Format, StreamWriter, failure_of
 from orqen_ray.types import UpstreamReply
 
 _STREAM_TYPES = ("text/event-stream", "application/vnd.amazon.eventstream")
+# Sounds and films have no end that must be waited for, and nothing in them to be read.
+_MEDIA_TYPES = ("audio/", "video/", "image/", "application/octet-stream")
 _MAX_ERROR_BYTES = 1 << 20
+_MAX_EVENT_BYTES = 64 << 20
+_MAX_REPLY_BYTES = 256 << 20
 # What a provider notes about itself: no caller of another format misses it, so it is not worth a header in each answer.
 _BOOKKEEPING = frozenset({"metrics", "system_fingerprint", "service_tier", "object", "trace", "performanceConfig"})
 
@@ -38,8 +42,9 @@ class Answer:
             return
         self._closed = True
         try:
-            if isinstance(self.body, AsyncGenerator):
-                await self.body.aclose()
+            close = getattr(self.body, "aclose", None)
+            if close is not None:
+                await close()
             await self._reply.aclose()
         finally:
             self._exchange.client_disconnected = client_disconnected
@@ -85,7 +90,10 @@ async def _body(
     """The body, with `headers` put right for it. Returns when the status can no longer change."""
     if reply.status >= 400:
         return await _error_body(reply, route, exchange)
-    streamed = reply.headers.get("content-type", "").startswith(_STREAM_TYPES)
+    content_type = reply.headers.get("content-type", "").lower()
+    streamed = content_type.startswith(_STREAM_TYPES)
+    if route.same and content_type.startswith(_MEDIA_TYPES):
+        return _media(reply, exchange)
     if route.same:
         return _relayed(reply, route, exchange) if streamed else await _plain_body(reply, route, exchange)
     if not streamed and not route.conversation.stream:
@@ -96,7 +104,7 @@ async def _body(
     converted = _converted(reply, route, exchange, writer, streamed=streamed)
     # The first bytes are awaited here, so that an error before them still gets an HTTP status of its own.
     first = await anext(converted, b"")
-    return _chained(first, converted)
+    return _Resumed(first, converted)
 
 
 async def _error_body(reply: UpstreamReply, route: Route, exchange: Exchange) -> bytes:
@@ -114,25 +122,33 @@ async def _plain_body(reply: UpstreamReply, route: Route, exchange: Exchange) ->
 
 
 async def _converted_body(reply: UpstreamReply, route: Route, exchange: Exchange, headers: dict[str, str]) -> bytes:
-    neutral = route.provider.read_reply(_decode(await _read(reply)))
-    exchange.facts = facts_of(neutral)
-    if neutral.usage is None:
-        neutral = replace(neutral, usage=exchange.estimated_usage())
-    written = route.caller.write_reply(neutral, route.conversation.model, exchange.request_id)
+    body = _decode(await _read(reply))
+    try:
+        neutral = route.provider.read_reply(body)
+        exchange.facts = facts_of(neutral)
+        if neutral.usage is None:
+            neutral = replace(neutral, usage=exchange.estimated_usage())
+        written = route.caller.write_reply(neutral, route.conversation.model, exchange.request_id)
+        encoded = msgspec.json.encode(written.body)
+    except RecursionError as exc:
+        raise UpstreamError("the provider's answer is nested too deeply") from exc
     lost = [f"reply.{path}" for path in without_indexes(written.dropped) if path not in _BOOKKEEPING]
     if lost:
         exchange.dropped = (*exchange.dropped, *lost)
         headers.update(exchange.headers())
-    return msgspec.json.encode(written.body)
+    return encoded
 
 
 async def _relayed(reply: UpstreamReply, route: Route, exchange: Exchange) -> AsyncIterator[bytes]:
     """The provider's own bytes, frame by frame, read in passing."""
     scanner = route.provider.stream_scanner(route.asked_usage)
     failure: str | None = None
+    held_bytes = 0
     try:
         async for chunk in reply.chunks:
-            if out := scanner.feed(chunk):
+            out = scanner.feed(chunk)
+            held_bytes = _checked_event(0 if out else held_bytes + len(chunk))
+            if out:
                 yield out
         if rest := scanner.end():
             yield rest
@@ -145,7 +161,7 @@ async def _relayed(reply: UpstreamReply, route: Route, exchange: Exchange) -> As
 
 async def _converted(
     reply: UpstreamReply, route: Route, exchange: Exchange, writer: StreamWriter, *, streamed: bool
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     watch = Watch()
     started = False
     try:
@@ -173,8 +189,11 @@ async def _event_batches(reply: UpstreamReply, route: Route, *, streamed: bool) 
         yield events_of(route.provider.read_reply(_decode(await _read(reply))))
         return
     reader = route.provider.stream_reader()
+    held_bytes = 0
     async for chunk in reply.chunks:
-        yield reader.feed(chunk)
+        events = reader.feed(chunk)
+        held_bytes = _checked_event(0 if events else held_bytes + len(chunk))
+        yield events
     yield reader.end()
 
 
@@ -194,11 +213,42 @@ def _error_status(status: int) -> int:
     return status if 400 <= status < 600 else 502
 
 
-async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    if first:
-        yield first
-    async for chunk in rest:
-        yield chunk
+class _Resumed:
+    """A stream whose first chunk was taken from it already.
+
+    A class and not a generator: a generator that was never started closes nothing when it is closed.
+    """
+
+    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None]) -> None:
+        self._first = first
+        self._rest = rest
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        first, self._first = self._first, b""
+        return first or await anext(self._rest)
+
+    async def aclose(self) -> None:
+        await self._rest.aclose()
+
+
+async def _media(reply: UpstreamReply, exchange: Exchange) -> AsyncIterator[bytes]:
+    """Bytes as they come; they have no place for an error, so the caller's connection breaks off as the provider's."""
+    try:
+        async for chunk in reply.chunks:
+            yield chunk
+    except GatewayError as error:
+        exchange.facts = Facts(failure=error.message)
+        raise
+
+
+def _checked_event(held_bytes: int) -> int:
+    """`held_bytes` itself, unless an event that has not ended yet is too large to wait for."""
+    if held_bytes > _MAX_EVENT_BYTES:
+        raise UpstreamError(f"the provider sent an event of more than {_MAX_EVENT_BYTES >> 20} MiB")
+    return held_bytes
 
 
 async def _read(reply: UpstreamReply, *, limit_bytes: int | None = None) -> bytes:
@@ -208,6 +258,8 @@ async def _read(reply: UpstreamReply, *, limit_bytes: int | None = None) -> byte
         body += chunk
         if limit_bytes is not None and len(body) > limit_bytes:
             break
+        if len(body) > _MAX_REPLY_BYTES:
+            raise UpstreamError(f"the provider's answer is larger than {_MAX_REPLY_BYTES >> 20} MiB")
     return bytes(body)
 
 

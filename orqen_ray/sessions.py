@@ -13,14 +13,17 @@ _SANE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,254}[\x21-\x7e])?")
 
 
 def session_id(headers: Mapping[str, str], key_id: str, conversation: Conversation) -> str:
-    """The caller's `X-Orqen-Session-Id`, or an id derived from the key and the conversation's head.
+    """The caller's `X-Orqen-Session-Id`, or an id derived from the key and the conversation's head."""
+    return given_session_id(headers) or f"derived-{_digest(key_id, *_head(conversation))}"
+
+
+def given_session_id(headers: Mapping[str, str]) -> str | None:
+    """The caller's `X-Orqen-Session-Id`, if there is one.
 
     A string that would not fit a log line or a column (over 256 characters, control characters) is hashed.
     """
     given = headers.get(HEADER)
-    if given is None:
-        return f"derived-{_digest(key_id, *_head(conversation))}"
-    return given if _SANE.fullmatch(given) else f"hashed-{_digest(given)}"
+    return given if given is None or _SANE.fullmatch(given) else f"hashed-{_digest(given)}"
 
 
 def _head(conversation: Conversation) -> list[str]:

@@ -10,8 +10,9 @@ import msgspec
 
 from orqen_ray.conversation import Block, Conversation, Image, Refusal, Text, Thinking, ToolCall, ToolResult
 
+_PIECE_CHARS = 20_000
 _TOKENS_PER_MESSAGE = 4
-_TOKENS_PER_IMAGE = 1_500
+TOKENS_PER_IMAGE = 1_500
 """About what a picture of a megapixel costs: platform.claude.com/docs/build-with-claude/vision."""
 
 
@@ -21,9 +22,20 @@ def count_tokens(conversation: Conversation) -> int:
     Blocking: half a second at first and a millisecond for some thousand tokens after, so call it in a thread.
     """
     encoding = _encoding()
-    total = sum(len(encoding.encode_ordinary(text)) for text in _texts(conversation))
+    total = sum(len(encoding.encode_ordinary(piece)) for text in _texts(conversation) for piece in _pieces(text))
     images = sum(isinstance(block, Image) for block in _blocks(conversation))
-    return total + _TOKENS_PER_IMAGE * images + _TOKENS_PER_MESSAGE * len(conversation.messages)
+    return total + TOKENS_PER_IMAGE * images + _TOKENS_PER_MESSAGE * len(conversation.messages)
+
+
+def inline_pictures(conversation: Conversation) -> list[str]:
+    """The base64 text of each picture that the request itself carries."""
+    images = (block.source for block in _blocks(conversation) if isinstance(block, Image))
+    return [source.data for source in images if source.kind == "base64"]
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """The tokenizer refuses a million characters, and lets no other thread run meanwhile."""
+    return (text[start : start + _PIECE_CHARS] for start in range(0, len(text), _PIECE_CHARS))
 
 
 @functools.cache

@@ -26,6 +26,8 @@ class Capabilities:
     stream_usage: bool = True
     thinking: Literal["none", "budget", "adaptive"] = "none"
     sampling_refused: frozenset[str] = frozenset()
+    one_sampler: bool = False
+    """Takes `temperature` or `top_p`, not both."""
     max_tokens_field: str = "max_completion_tokens"
     default_max_tokens: int = 8192
     tool_id_pattern: str | None = None

@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "traces": {"errors", "conversation", "types"},
     "sessions": {"conversation"},
     "tokens": {"conversation"},
-    "exchange": {"errors", "conversation", "types", "traces", "providers"},
+    "exchange": {"errors", "conversation", "types", "traces", "providers", "tokens"},
     "relay": {"errors", "conversation", "types", "formats", "exchange"},
     "gateway": {"errors", "conversation", "types", "formats", "providers", "traces", "exchange", "relay", "sessions"},
     "passthrough": {

@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 
 def create_app(service: Service) -> FastAPI:
     """The application for `service`. The calls to providers are plain ASGI routes: nothing stands in their way."""
-    app = FastAPI(title="Orqen-Ray", docs_url=None, redoc_url=None, openapi_url=None)
+    # A redirect of `/v1/messages/` would name whatever host the request names, and clients follow it with their key.
+    app = FastAPI(title="Orqen-Ray", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.router.routes.extend([*chat_routes(service), *model_routes(service)])
 
     @app.get("/healthz")
@@ -54,7 +55,8 @@ def _no_route(request: Request, error: HTTPException) -> Response:
     path = request.scope["path"]
     wrong: GatewayError = NotFound(f"no such path: {path[:200]!r}; docs/api.md lists the calls of this gateway")
     if error.status_code == 405:
-        wrong = MethodNotAllowed(f"{request.method} is not allowed here; try POST")
+        allowed = (error.headers or {}).get("Allow", "POST")
+        wrong = MethodNotAllowed(f"{request.method} is not allowed here; try {allowed}")
     request_id = request_id_of(headers_of(request.scope))
     wire = _format_of(path, request).write_error(wrong, request_id)
     headers = {**wire.headers, "content-type": "application/json", "x-request-id": request_id}

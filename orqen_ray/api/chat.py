@@ -36,11 +36,11 @@ def chat_routes(service: Service) -> list[Route]:
 
     async def family(request: Request) -> Answer:
         path = request.scope["raw_path"].decode("latin-1").partition("?")[0]
-        below = path[path.index("/v1/") + 3 :]
-        name = below.split("/")[1]
-        if name not in FAMILIES:
+        below = path.partition("/v1/")[2]
+        name = below.partition("/")[0]
+        if name not in FAMILIES:  # a known name, but percent-encoded
             raise NotFound(f"no such path: {path[:200]}; the calls of this gateway are listed in docs/api.md")
-        return await family_call(gateway, _inbound(request), below, name, method=request.scope["method"])
+        return await family_call(gateway, _inbound(request), f"/{below}", name, method=request.scope["method"])
 
     def invoked(operation: str) -> Serve:
         async def call(request: Request) -> Answer:

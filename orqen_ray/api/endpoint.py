@@ -83,6 +83,8 @@ class Endpoint:
             request = Request(scope=scope, headers=headers, body=body, key=key, request_id=request_id, format=format_)
             await _until_disconnect(receive, self._relay(request, client), client)
         except GatewayError as error:
+            if client.started:  # a body without a place for an error: breaking off is the only way to say it
+                raise
             await client.send_error(format_, error)
         except Exception:  # the outermost frame: a bug must not show itself to the caller
             logger.exception("request %s failed", request_id)
@@ -95,12 +97,15 @@ class Endpoint:
         if isinstance(answer, JsonAnswer):
             await client.send_json(answer.status, answer.headers, answer.body)
             return
-        complete = False
+        gone = True
         try:
             await client.send_answer(answer)
-            complete = True
+            gone = False
+        except GatewayError:  # it was the provider that went away
+            gone = False
+            raise
         finally:
-            await answer.aclose(client_disconnected=not complete)
+            await answer.aclose(client_disconnected=gone)
 
 
 async def _until_disconnect(receive: Receive, work: Awaitable[None], client: _Client) -> None:
@@ -157,10 +162,9 @@ class _Client:
         await self._send_whole(status, {"content-type": "application/json", **headers}, msgspec.json.encode(body))
 
     async def send_error(self, format_: Format, error: GatewayError) -> None:
-        if self.started:
-            return
         wire = format_.write_error(error, self._request_id)
-        await self.send_json(wire.status, {**error.headers, **wire.headers}, wire.body)
+        headers = {name.lower(): value for name, value in (*error.headers.items(), *wire.headers.items())}
+        await self.send_json(wire.status, headers, wire.body)
 
     async def _send_whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         await self._start(status, headers, content_length=len(body))
@@ -168,7 +172,7 @@ class _Client:
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _start(self, status: int, headers: Mapping[str, str], content_length: int | None = None) -> None:
-        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items() if _allowed(name)]
+        raw = [(name.encode(), value.encode()) for name, value in headers.items() if _allowed(name, value)]
         raw.append((b"x-request-id", self._request_id.encode()))
         if content_length is not None:
             raw.append((b"content-length", str(content_length).encode()))
@@ -176,5 +180,6 @@ class _Client:
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
 
-def _allowed(name: str) -> bool:
-    return name not in _HOP_BY_HOP
+def _allowed(name: str, value: str) -> bool:
+    """Whether a header may go out; a provider may have sent what no header of ours can hold."""
+    return name not in _HOP_BY_HOP and value.isascii() and value.isprintable()

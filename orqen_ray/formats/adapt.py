@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 from orqen_ray.conversation import Block, Conversation, Message, Text, Tool, ToolCall, ToolChange, ToolResult
 from orqen_ray.types import Capabilities
@@ -53,13 +54,22 @@ def adapt(
     if alternate:
         conversation = replace(conversation, messages=_merge_turns(conversation.messages))
     conversation = _relax_tool_choice(conversation, capabilities, dropped)
-    refused = [name for name in conversation.sampling if name in capabilities.sampling_refused]
+    refused = _refused_sampling(conversation, capabilities)
     if refused:
         sampling = {name: value for name, value in conversation.sampling.items() if name not in refused}
         conversation = replace(conversation, sampling=sampling)
         dropped.extend(refused)
     conversation = _legal_tool_ids(conversation, capabilities.tool_id_pattern or tool_id_pattern)
     return Adapted(conversation=conversation, dropped=tuple(dropped))
+
+
+def _refused_sampling(conversation: Conversation, capabilities: Capabilities) -> list[str]:
+    """The fields that the model would refuse; of two samplers where it takes one, the temperature stays."""
+    sampling = conversation.sampling
+    refused = [name for name in sampling if name in capabilities.sampling_refused]
+    if capabilities.one_sampler and {"temperature", "top_p"} <= sampling.keys() and "top_p" not in refused:
+        refused.append("top_p")
+    return refused
 
 
 def legal_tool_id(call_id: str, pattern: str) -> str:
@@ -144,11 +154,14 @@ def _as_user_block(block: Block) -> Block:
 
 def _merge_turns(messages: Iterable[Message]) -> tuple[Message, ...]:
     merged: list[Message] = []
-    for message in messages:
-        if merged and merged[-1].role == message.role and message.role != "system":
-            merged[-1] = replace(merged[-1], blocks=_results_first((*merged[-1].blocks, *message.blocks)))
+    for role, run in groupby(messages, key=lambda message: message.role):
+        turn = list(run)
+        if role == "system" or len(turn) == 1:
+            merged += turn
         else:
-            merged.append(message)
+            blocks = tuple(block for message in turn for block in message.blocks)
+            extra = {name: value for message in turn for name, value in message.extra.items()}
+            merged.append(replace(turn[0], blocks=_results_first(blocks), extra=extra))
     return tuple(merged)
 
 

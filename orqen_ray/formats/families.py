@@ -72,20 +72,26 @@ def scan_reply(body: bytes) -> Facts:
 
 
 class UsageScanner:
-    """Reads usage from a stream of server-sent events, which go through untouched."""
+    """Reads usage from a stream of server-sent events; gives every byte back, a frame at a time."""
 
     def __init__(self) -> None:
         self._frames = Frames()
         self.facts = Facts()
 
     def feed(self, chunk: bytes) -> bytes:
-        for frame in self._frames.feed(chunk):
-            if b'"usage"' in frame:
-                self._read(parse_frame(frame)[1])
-        return chunk
+        frames = self._frames.feed(chunk)
+        for frame in frames:
+            self._scan(frame)
+        return b"".join(frames)
 
     def end(self) -> bytes:
-        return b""
+        rest = self._frames.rest()
+        self._scan(rest)
+        return rest
+
+    def _scan(self, frame: bytes) -> None:
+        if b'"usage"' in frame:
+            self._read(parse_frame(frame)[1])
 
     def _read(self, data: bytes) -> None:
         self.facts = replace(self.facts, usage=_later(self.facts.usage, usage_of(_decoded(data))))
@@ -99,12 +105,17 @@ class InvokeScanner(UsageScanner):
         self._binary = eventstream.Frames()
 
     def feed(self, chunk: bytes) -> bytes:
-        for frame in self._binary.feed(chunk):
+        frames = self._binary.feed(chunk)
+        for frame in frames:
             start, end = frame.find(b'{"bytes":"'), frame.rfind(b"}")
             event = _decoded(frame[start : end + 1]) if start >= 0 else None
             if isinstance(event, dict):
                 self._read_wrapped(event.get("bytes"))
-        return chunk
+        # What is no event stream any more goes out as it is, byte for byte.
+        return b"".join(frames) if self._binary.error is None else b"".join((*frames, self._binary.rest()))
+
+    def end(self) -> bytes:
+        return self._binary.rest()
 
     def _read_wrapped(self, wrapped: object) -> None:
         if not isinstance(wrapped, str):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -42,6 +43,19 @@ def decode_object(body: bytes) -> JsonObject:
     if not isinstance(value, dict):
         raise BadRequest(f"the body must be a JSON object, not {name_of(value)}")
     return value
+
+
+@contextmanager
+def bounded_depth() -> Iterator[None]:
+    """What could be decoded may still be too deep to be written again, from further down the stack.
+
+    Raises:
+        BadRequest: instead of RecursionError.
+    """
+    try:
+        yield
+    except RecursionError as exc:
+        raise BadRequest("the body is nested too deeply") from exc
 
 
 def name_of(value: object) -> str:
@@ -138,8 +152,9 @@ def check_tool_results(conversation: Conversation) -> Conversation:
             if isinstance(block, ToolCall):
                 called.add(block.id)
             elif isinstance(block, ToolResult) and block.call_id not in called:
+                call_id = block.call_id[:80]
                 raise BadRequest(
-                    f"this tool result answers the call {block.call_id!r}, which no earlier assistant message makes",
+                    f"this tool result answers the call {call_id!r}, which no earlier assistant message makes",
                     param=f"messages[{i}]",
                 )
     return conversation

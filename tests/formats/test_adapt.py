@@ -150,3 +150,21 @@ def test_a_tool_id_obeys_the_vendor_and_still_joins_call_and_result(call_id: str
 def test_different_illegal_ids_stay_different() -> None:
     ids = [legal_tool_id(f"call {i}", r"[a-zA-Z0-9]{9}") for i in range(1000)]
     assert len(set(ids)) == 1000
+
+
+def test_merged_messages_keep_what_each_of_them_carried() -> None:
+    named = Message(role="user", blocks=(Text(text="b"),), extra={"name": "bob"})
+    (message,) = adapted(user("a"), named).conversation.messages
+    assert message.extra == {"name": "bob"}
+
+
+@pytest.mark.parametrize(
+    ("one_sampler", "kept"), [(True, {"temperature": 0.5}), (False, {"temperature": 0.5, "top_p": 0.9})]
+)
+def test_a_model_of_one_sampler_gets_the_temperature(one_sampler: bool, kept: dict[str, float]) -> None:
+    result = adapted(
+        user("a"), sampling={"temperature": 0.5, "top_p": 0.9}, capabilities=Capabilities(one_sampler=one_sampler)
+    )
+    assert result.conversation.sampling == kept
+    assert ("top_p" in result.dropped) is one_sampler
+    assert adapted(user("a"), sampling={"top_p": 0.9}, capabilities=Capabilities(one_sampler=True)).dropped == ()

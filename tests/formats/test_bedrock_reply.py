@@ -167,7 +167,7 @@ def test_blocks_that_are_bedrocks_own_come_back() -> None:
             "ValidationException",
         ),
         ({}, b'{"__type":"com.amazon#AccessDeniedException","message":"no"}', "no", "AccessDeniedException"),
-        ({}, b"<html>gone</html>", "<html>gone</html>", None),
+        ({}, b"<html>gone</html>", "the provider answered with status 400", None),
         ({}, b"", "the provider answered with status 400", None),
         ({}, b'{"message": 3}', "the provider answered with status 400", None),
         ({}, b"\xff\xfe", "\ufffd\ufffd", None),

@@ -123,12 +123,27 @@ def test_parallel_results_follow_their_calls_and_media_move_below_them() -> None
 
 def test_the_head_comes_first_and_later_system_text_stays_in_its_place() -> None:
     later = Message(role="system", blocks=(Text(text="be brief"),))
-    body = write(conversation_of(user(Text(text="hi")), later, system=(Text(text="a"), Text(text="b")))).body
-    assert body["messages"] == [
+    conversation = conversation_of(user(Text(text="hi")), later, system=(Text(text="a"), Text(text="b")))
+    assert write(conversation, mid_conversation_system=True).body["messages"] == [
         {"role": "system", "content": "a\n\nb"},
         {"role": "user", "content": "hi"},
         {"role": "system", "content": "be brief"},
     ]
+
+
+def test_later_system_text_is_the_users_where_the_model_takes_none() -> None:
+    later = Message(role="system", blocks=(Text(text="be brief"),))
+    assert write(conversation_of(user(Text(text="hi")), later)).body["messages"] == [
+        {"role": "user", "content": "hi"},
+        {"role": "user", "content": "<system-reminder>\nbe brief\n</system-reminder>"},
+    ]
+
+
+def test_a_choice_of_a_tool_that_cannot_come_along_is_dropped() -> None:
+    own, other = Tool(name="bash", raw={"type": "bash_20250124", "name": "bash"}), Tool(name="f")
+    choice = ToolChoice(mode="tool", names=("bash",))
+    written = write(conversation_of(user(Text(text="x")), tools=(own, other), tool_choice=choice))
+    assert "tool_choice" not in written.body and set(written.dropped) == {"tools[0]", "tool_choice"}
 
 
 @pytest.mark.parametrize(

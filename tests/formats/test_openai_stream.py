@@ -16,6 +16,7 @@ from orqen_ray.conversation import (
     Conversation,
     Event,
     Message,
+    Opaque,
     Ping,
     Refusal,
     Reply,
@@ -319,3 +320,31 @@ def test_pings_signatures_and_what_is_redacted_disturb_no_client(text: str) -> N
     assert writer.write(BlockDelta(index=0, kind="signature", text=text)) == b""
     assert writer.write(BlockDelta(index=0, kind="other", raw={})) == b""
     assert writer.write(BlockStop(index=0)) == b""
+
+
+def test_an_empty_finish_reason_is_none() -> None:
+    events = read(
+        frame({"content": "a"}, ""),
+        frame({"content": "b"}, ""),
+        frame({"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": ""}}]}, ""),
+        frame({"tool_calls": [{"index": 0, "function": {"arguments": '{"a":1}'}}]}, ""),
+        frame({}, "tool_calls"),
+    )
+    assert [event for event in events if isinstance(event, BlockDelta)] == [
+        BlockDelta(index=0, kind="text", text="a"),
+        BlockDelta(index=0, kind="text", text="b"),
+        BlockDelta(index=1, kind="arguments", text='{"a":1}'),
+    ]
+
+
+def test_arguments_that_are_too_deep_to_be_checked_are_no_bug() -> None:
+    deep = '{"a":' * 5000 + "1" + "}" * 5000
+    events = read(call(0, "a", "f", deep), call(1, "b", "g", "{}"), frame({}, "tool_calls"))
+    assert BlockDelta(index=0, kind="arguments", text=deep) in events and isinstance(events[-1], ReplyEnd)
+
+
+def test_a_call_that_the_provider_answers_itself_is_not_shown() -> None:
+    writer = OPENAI_CHAT.stream_writer(CALLER, "m", "r")
+    hidden = Opaque(kind="toolUse", raw={"toolUse": {"type": "server_tool_use"}})
+    assert writer.write(BlockStart(index=0, block=hidden)) == b""
+    assert writer.write(BlockDelta(index=0, kind="arguments", text="{}")) == b""

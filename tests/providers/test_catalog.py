@@ -249,3 +249,11 @@ def test_an_accepted_base_url_has_no_trailing_slash_and_is_stable(text: str) -> 
     except ValueError:
         return
     assert not checked.endswith("/") and check_base_url(checked) == checked
+
+
+@pytest.mark.parametrize(
+    ("model", "one"),
+    [("claude-opus-4-1", True), ("claude-sonnet-4-6", True), ("claude-haiku-4-5", True), ("claude-opus-4", False)],
+)
+def test_which_models_take_one_sampler(model: str, one: bool) -> None:
+    assert CATALOG.capabilities("anthropic", model).one_sampler is one

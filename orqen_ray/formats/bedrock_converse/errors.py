@@ -58,7 +58,8 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes) -> Upstream
     message = next((fields[name] for name in ("message", "Message", "errorMessage") if fields.get(name)), None)
     if not isinstance(message, str):
         text = "" if fields else body[:_MAX_TEXT].decode("utf-8", "replace").strip()
-        message = text or f"the provider answered with status {status}"
+        readable = text and not text.startswith("<")  # a proxy's page is for no caller
+        message = text if readable else f"the provider answered with status {status}"
     kind = headers.get("x-amzn-errortype") or fields.get("__type") or fields.get("code")
     if isinstance(kind, str):  # `ValidationException:http://...`, `com.amazon.coral.service#ValidationException`
         kind = kind.partition(":")[0].rpartition("#")[2]

@@ -52,7 +52,8 @@ class LegalBlocks:
     markers: bool = True
     own: frozenset[str] = frozenset()
     dropped: list[str] = field(default_factory=list)
-    _names: set[str] = field(default_factory=set)
+    _names: dict[str, int] = field(default_factory=dict)
+    """Names of documents -> how many times each was asked for."""
 
     def blocks(self, blocks: Iterable[Block], path: str) -> tuple[Block, ...]:
         legal: list[Block] = []
@@ -188,11 +189,10 @@ class LegalBlocks:
         if not name:
             name = "document-" + hashlib.sha256(block.source.data.encode()).hexdigest()[:8]
         unique = name
-        for n in range(2, len(self._names) + 3):
-            if unique not in self._names:
-                break
-            unique = f"{name} ({n})"
-        self._names.add(unique)
+        while unique in self._names:
+            self._names[name] += 1
+            unique = f"{name} ({self._names[name]})"
+        self._names[unique] = 1
         return unique
 
 

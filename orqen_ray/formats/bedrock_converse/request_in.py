@@ -122,7 +122,9 @@ def _read_messages(body: JsonObject) -> tuple[Message, ...]:
         wire_role = as_str(required(message, "role", path), f"{path}.role")
         role = _ROLES.get(wire_role)
         if role is None:
-            raise BadRequest(f"unknown role {wire_role!r}; expected user, assistant or system", param=f"{path}.role")
+            raise BadRequest(
+                f"unknown role {wire_role[:80]!r}; expected user, assistant or system", param=f"{path}.role"
+            )
         blocks = read_blocks(required(message, "content", path), f"{path}.content")
         messages.append(Message(role=role, blocks=blocks, extra=leftover(message, {"role": True, "content": True})))
     return tuple(messages)

@@ -169,6 +169,7 @@ def read_data_url(url: str, path: str) -> Source | None:
     if not comma or not head.startswith("data:") or not head.endswith(";base64"):
         return None
     media_type = head.removeprefix("data:").removesuffix(";base64")
+    media_type = "image/jpeg" if media_type == "image/jpg" else media_type  # common, taken by OpenAI and by no other
     return Source(kind="base64", data=as_base64(data, path), media_type=media_type)
 
 

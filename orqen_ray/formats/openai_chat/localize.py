@@ -23,6 +23,7 @@ from orqen_ray.conversation import (
     Thinking,
     Tool,
     ToolCall,
+    ToolChoice,
     ToolResult,
 )
 from orqen_ray.formats.adapt import Adapted, adapt
@@ -40,7 +41,12 @@ _EFFORTS = ((4096, "low"), (16384, "medium"))
 def localize(conversation: Conversation, capabilities: Capabilities) -> Adapted:
     """A conversation of this format that means the same, as far as the format and the model can carry it."""
     adapted = adapt(
-        conversation, capabilities, tool_id_pattern=_TOOL_ID, mid_system=True, mid_tools=False, alternate=False
+        conversation,
+        capabilities,
+        tool_id_pattern=_TOOL_ID,
+        mid_system=capabilities.mid_conversation_system,
+        mid_tools=False,
+        alternate=False,
     )
     work = _Localizer(capabilities, dict.fromkeys(adapted.dropped))
     localized = work.conversation(adapted.conversation)
@@ -72,7 +78,7 @@ class _Localizer:
             messages=(*self._head(source.system), *self._messages(source.messages)),
             tools=tools,
             # OpenAI refuses both fields in a request without tools.
-            tool_choice=source.tool_choice if tools else None,
+            tool_choice=self._tool_choice(source.tool_choice, tools) if tools else None,
             parallel_tool_calls=source.parallel_tool_calls if tools else None,
             reasoning=self._reasoning(source.reasoning),
             output_format=output_format,
@@ -112,6 +118,13 @@ class _Localizer:
             cache = self._cache(tool.cache)
             out.append(replace(tool, parameters=parameters, cache=cache, extra={}, wire=None))
         return tuple(out)
+
+    def _tool_choice(self, choice: ToolChoice | None, tools: tuple[Tool, ...]) -> ToolChoice | None:
+        """The choice, unless it names a tool that could not come along."""
+        if choice is None or {tool.name for tool in tools}.issuperset(choice.names):
+            return choice
+        self.drop("tool_choice")
+        return None
 
     # --- Messages ---
 

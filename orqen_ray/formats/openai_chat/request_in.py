@@ -121,7 +121,7 @@ def read_message(value: object, path: str) -> Message:
     wire = as_object(value, path)
     wire_role = as_str(required(wire, "role", path), f"{path}.role")
     if wire_role not in _ROLES:
-        raise BadRequest(f"unknown role {wire_role!r}; expected one of {', '.join(_ROLES)}", param=f"{path}.role")
+        raise BadRequest(f"unknown role {wire_role[:80]!r}; expected one of {', '.join(_ROLES)}", param=f"{path}.role")
     known = {"role", "content"}
     if wire_role == "assistant":
         known |= {"refusal", "tool_calls", *(key for key in REASONING_FIELDS if isinstance(wire.get(key), str))}

@@ -91,7 +91,7 @@ class ChatScanner:
         self._usage = chunk.any_usage or self._usage
         for choice in chunk.choices or ():
             delta = choice.delta
-            if not choice.index and choice.finish_reason is not None:
+            if not choice.index and choice.finish_reason:
                 self._finish_reason = choice.finish_reason
                 self._matched = choice.stop_reason if isinstance(choice.stop_reason, str) else None
             self._refused = self._refused or bool(delta and delta.refusal)

@@ -88,13 +88,15 @@ _UNREADABLE = StreamFailure(message="the provider's stream cannot be read as cha
 class _Lane:
     """One block of the reply on its way out. `text` keeps what a tool call holds, to know when it is whole."""
 
-    __slots__ = ("block", "kind", "pending", "text")
+    __slots__ = ("_checked", "_whole", "block", "kind", "pending", "text")
 
     def __init__(self, kind: _Kind | Literal["arguments"], block: Block) -> None:
         self.kind = kind
         self.block = block
         self.pending: list[str] = []
         self.text: list[str] = []
+        self._checked = 0
+        self._whole = False
 
     def add(self, text: str) -> None:
         if text:
@@ -106,13 +108,18 @@ class _Lane:
         """Whether a later block may begin. Arguments are whole once they are JSON; other text is at any time."""
         if self.kind != "arguments":
             return True
-        if not self.text or not self.text[-1].rstrip().endswith("}"):
-            return False
-        try:
-            msgspec.json.decode("".join(self.text))
-        except msgspec.DecodeError:
-            return False
-        return True
+        if self._checked < len(self.text):
+            self._checked = len(self.text)
+            self._whole = self.text[-1].rstrip().endswith("}") and _is_json("".join(self.text))
+        return self._whole
+
+
+def _is_json(text: str) -> bool:
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
 
 
 class _Lanes:
@@ -229,10 +236,10 @@ class ChatStreamReader:
     def _read_choice(self, choice: _Choice) -> list[Event]:
         if choice.delta is not None:
             self._read_delta(choice.delta)
-        if choice.finish_reason is not None:
+        if choice.finish_reason:  # some servers say "" for "not yet"
             self._finish_reason = choice.finish_reason
             self._matched = choice.stop_reason if isinstance(choice.stop_reason, str) else None
-        return self._lanes.flush(everything=choice.finish_reason is not None)
+        return self._lanes.flush(everything=bool(choice.finish_reason))
 
     def _read_delta(self, delta: _Delta) -> None:
         reasoning = delta.reasoning_content or delta.reasoning

@@ -90,8 +90,8 @@ class ChatStreamWriter:
     def _more(self, delta: BlockDelta) -> bytes:
         if not delta.text:
             return b""
-        if delta.kind == "arguments":
-            return self._arguments(delta.index, delta.text)
+        if delta.kind == "arguments":  # also of a call that the provider answers itself, which has no place here
+            return self._arguments(delta.index, delta.text) if delta.index in self._calls else b""
         field = _DELTA_FIELDS.get(delta.kind)
         return self._delta({field: delta.text}) if field else b""
 
