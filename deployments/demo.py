@@ -47,7 +47,7 @@ def main() -> int:
         rows = [*openai_rows(url, key), *anthropic_rows(url, key), *boto3_rows(url, key)]
         for row in rows:
             say(f"{row.client:<14} {row.call:<7} {row.got}")
-            say(" " * 23 + "  ".join(f"{name}: {value}" for name, value in sorted(row.headers.items())) + "\n")
+            say("\n".join(" " * 23 + line for line in _header_lines(row.headers)) + "\n")
         started = [process, *process.children(recursive=True)]
     left = [each for each in started if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
     say(f"{len(rows)} calls answered. The gateway's {len(started)} processes have stopped" + ("." if not left else ":"))
@@ -67,7 +67,7 @@ def gateway(folder: Path) -> Iterator[tuple[str, str, psutil.Process]]:
     environment = {**os.environ, "ORQEN_CONFIG": str(config), "ORQEN_PORT": "0", "ORQEN_BOOTSTRAP_KEY": key}
     say("Starting Ray Serve ...")
     command = [sys.executable, "-m", "deployments.serve"]
-    serving = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    serving = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         yield wait_for_url(serving), key, psutil.Process(serving.pid)
     finally:
@@ -79,11 +79,13 @@ def wait_for_url(serving: subprocess.Popen[str]) -> str:
     """The address that the gateway prints when it is ready."""
     assert serving.stdout is not None
     signal.alarm(START_WITHIN_S)
+    printed = []
     for line in serving.stdout:
+        printed.append(line)
         if match := re.search(r"serves on (http://\S+)", line):
             signal.alarm(0)
             return match[1]
-    raise SystemExit(f"The gateway did not start; it ended with code {serving.wait()}.")
+    raise SystemExit(f"{''.join(printed)}The gateway did not start; it ended with code {serving.wait()}.")
 
 
 def openai_rows(url: str, key: str) -> Iterator[Row]:
@@ -99,7 +101,7 @@ def openai_rows(url: str, key: str) -> Iterator[Row]:
     deltas = [chunk.choices[0].delta.content or "" for chunk in stream.parse() if chunk.choices]
     yield row("stream", _joined(deltas), stream.headers)
     called = create(model=MODEL, messages=messages, tools=tools)
-    calls = called.parse().choices[0].message.tool_calls or []
+    calls = [call for call in called.parse().choices[0].message.tool_calls or [] if call.type == "function"]
     yield row("tools", [(call.function.name, call.function.arguments) for call in calls], called.headers)
 
 
@@ -152,6 +154,14 @@ def _rows(client: str) -> Callable[[str, Any, Any], Row]:
 
 def _joined(pieces: list[str]) -> str:
     return f"{''.join(pieces)}  ({sum(map(bool, pieces))} pieces)"
+
+
+def _header_lines(headers: dict[str, str]) -> Iterator[str]:
+    """Who answered and how fast on one line, what became of the tools on another."""
+    about_tools = {name for name in headers if name.endswith(("tools-input", "tools-output", "prune-ratio"))}
+    for names in (sorted(headers.keys() - about_tools), sorted(about_tools)):
+        if names:
+            yield "  ".join(f"{name}: {headers[name]}" for name in names)
 
 
 def _boto_headers(answer: Any) -> Any:

@@ -19,9 +19,11 @@ from ray import serve
 from deployments.app import build
 from deployments.flags import STOP
 from orqen_ray.config import Settings, load_settings
+from orqen_ray.errors import GatewayError
 from orqen_ray.service import prepare
 
 APPLICATION = "orqen"
+CANNOT_START = 2
 READY_WITHIN_S = 60.0
 PR_SET_PDEATHSIG = 1
 
@@ -40,16 +42,23 @@ def main(watcher_pid: int) -> int:
     started = time.monotonic()
     stop_with_watcher(watcher_pid)
     settings = load_settings()
-    key = asyncio.run(prepare(settings))
-    url = f"http://{settings.server.host}:{settings.server.port}"
+    try:
+        key = asyncio.run(prepare(settings))
+    except (GatewayError, ValueError, OSError) as error:
+        print(f"Cannot start: {error}", file=sys.stderr, flush=True)  # noqa: T201
+        return CANNOT_START
+    if key:  # at once: it cannot be shown again, whatever happens next
+        say(NEW_KEY.format(key=key))
+    host = "127.0.0.1" if settings.server.host in ("0.0.0.0", "::") else settings.server.host
+    url = f"http://{host}:{settings.server.port}"
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         start_ray(settings)
         serve.run(build(settings), name=APPLICATION, route_prefix="/")
         wait_until_ready(settings)
-        if key:
-            say(NEW_KEY.format(key=key))
-        say(READY.format(url=url, seconds=time.monotonic() - started))  # last: whoever waits for it has read the key
+        say(READY.format(url=url, seconds=time.monotonic() - started))
+        if host != settings.server.host:
+            say("It listens on every interface: docs/deploy.md says which ports to close, and to put TLS before it.")
         while True:
             signal.pause()
     finally:

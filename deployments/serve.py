@@ -8,6 +8,7 @@ long, at once. The watcher adopts orphans (Linux), so whatever started a process
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 import socket
@@ -83,6 +84,8 @@ def require_free(host: str, port: int) -> None:
             probe.listen()
         except OSError as error:
             advice = "set ORQEN_PORT to another one, or to 0 for any that is free"
+            if error.errno == errno.EADDRNOTAVAIL:
+                advice = "ORQEN_HOST must be an address of this machine, or 0.0.0.0 for all"
             raise OSError(f"{host}:{port} cannot be listened on ({error.strerror}); {advice}.") from None
 
 

@@ -24,6 +24,7 @@ from orqen_ray.formats.format import Format
 from orqen_ray.formats.paths import chat_path
 from orqen_ray.formats.reading import bounded_depth, decode_object
 from orqen_ray.formats.registry import FORMATS
+from orqen_ray.formats.tool_names import legal_tool_names
 from orqen_ray.providers.catalog import Catalog, Resolved
 from orqen_ray.providers.headers import allowed_request_headers
 from orqen_ray.relay import Answer, Route, answer
@@ -177,10 +178,13 @@ class Gateway:
         capabilities = self.catalog.capabilities(provider.name, target.model_id)
         same_format = dialect.name == inbound.format.name
         asked_usage = False
+        tool_names: Mapping[str, str] = {}
         if same_format and edited is conversation:
             faithful = faithful_body(inbound.body, payload, conversation, target.model_id, capabilities)
             body, asked_usage = faithful.body, faithful.asked_usage
         else:
+            if not same_format:
+                edited, tool_names = legal_tool_names(edited, dialect.name)
             written = dialect.write_request(edited, target.model_id, capabilities)
             body, exchange.dropped = msgspec.json.encode(written.body), without_indexes(written.dropped)
         exchange.request_bytes = len(body)
@@ -192,5 +196,11 @@ class Gateway:
             headers=allowed_request_headers(dialect.name, inbound.headers if same_format else {}),
             stream=conversation.stream,
         )
-        route = Route(caller=inbound.format, provider=dialect, conversation=conversation, asked_usage=asked_usage)
+        route = Route(
+            caller=inbound.format,
+            provider=dialect,
+            conversation=conversation,
+            asked_usage=asked_usage,
+            tool_names=tool_names,
+        )
         return call, route

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -12,6 +12,7 @@ from orqen_ray.errors import GatewayError, UpstreamError, UpstreamRejected
 from orqen_ray.exchange import Exchange, without_indexes
 from orqen_ray.formats.events import Watch, events_of, facts_of
 from orqen_ray.formats.format import Format, StreamWriter, failure_of
+from orqen_ray.formats.tool_names import own_name, own_name_event
 from orqen_ray.types import UpstreamReply
 
 _STREAM_TYPES = ("text/event-stream", "application/vnd.amazon.eventstream")
@@ -59,6 +60,8 @@ class Route:
     provider: Format
     conversation: Conversation
     asked_usage: bool = False
+    tool_names: Mapping[str, str] = field(default_factory=dict)
+    """The names of tools as the provider was told them -> as the caller knows them, where the two differ."""
 
     @property
     def same(self) -> bool:
@@ -112,7 +115,10 @@ async def _error_body(reply: UpstreamReply, route: Route, exchange: Exchange) ->
     exchange.error_code = UpstreamRejected.code
     if route.same and _is_json_object(body):
         return body
-    raise route.provider.read_error(reply.status, reply.headers, body)
+    error = route.provider.read_error(reply.status, reply.headers, body)
+    if reply.status in (401, 403):  # else the caller would suspect its own key
+        error.message = f"the provider {exchange.provider!r} refuses the gateway's credentials: {error.message}"
+    raise error
 
 
 async def _plain_body(reply: UpstreamReply, route: Route, exchange: Exchange) -> bytes:
@@ -125,6 +131,7 @@ async def _converted_body(reply: UpstreamReply, route: Route, exchange: Exchange
     body = _decode(await _read(reply))
     try:
         neutral = route.provider.read_reply(body)
+        neutral = replace(neutral, blocks=tuple(own_name(block, route.tool_names) for block in neutral.blocks))
         exchange.facts = facts_of(neutral)
         if neutral.usage is None:
             neutral = replace(neutral, usage=exchange.estimated_usage())
@@ -170,6 +177,7 @@ async def _converted(
             for event in events:
                 if isinstance(event, StreamFailure) and not started and not out:
                     raise UpstreamRejected(event.message, status=_error_status(event.status), kind=event.kind)
+                event = own_name_event(event, route.tool_names)
                 watch.observe(event)
                 out += writer.write(_with_usage(event, watch, exchange))
             if out:

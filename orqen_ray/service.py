@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 
 from orqen_ray.config import Settings, load_secrets, read_environment
+from orqen_ray.errors import BadRequest
 from orqen_ray.gateway import Gateway, RetryPolicy
 from orqen_ray.providers.catalog import Catalog, load_catalog
 from orqen_ray.providers.credentials import EnvironmentCredentials, LayeredCredentials
@@ -86,7 +87,14 @@ async def prepare(settings: Settings) -> str | None:
 
     Returns:
         The secret of the first admin key, to be shown once, when the store held no key and the environment brings none.
+
+    Raises:
+        ValueError, GatewayError, OSError: what stands in the way of a start, and how to mend it.
     """
+    load_catalog(settings.operator_rows())
+    traces = TraceWriter(settings.storage.traces_uri)
+    await traces.start()
+    await traces.aclose()
     database = await open_database(settings)
     try:
         await asyncio.to_thread(_cipher, settings)
@@ -99,7 +107,10 @@ async def prepare(settings: Settings) -> str | None:
 
 async def _ensure_bootstrap_key(keys: Keys) -> None:
     if secret := load_secrets().bootstrap_key:
-        await keys.ensure(secret.get_secret_value(), "bootstrap", admin=True)
+        try:
+            await keys.ensure(secret.get_secret_value(), "bootstrap", admin=True)
+        except BadRequest as error:
+            raise BadRequest(f"ORQEN_BOOTSTRAP_KEY: {error}") from None
 
 
 async def open_database(settings: Settings) -> Database:

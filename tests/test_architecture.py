@@ -31,7 +31,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "errors", "conversation", "types", "formats", "providers", "exchange", "relay", "gateway", "sessions", "tokens",
     },
     "service": {"errors", "types", "config", "providers", "store", "traces", "gateway"},
-    "api": {"errors", "conversation", "types", "formats", "providers", "store", "gateway", "relay", "passthrough", "service"},
+    "api": {
+        "errors", "conversation", "types", "formats", "providers", "store", "gateway", "relay", "passthrough", "service",
+    },
     "cli": {"errors", "conversation", "types", "config", "formats", "providers", "store", "traces", "service"},
 }  # fmt: skip
 

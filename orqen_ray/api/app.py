@@ -16,6 +16,7 @@ from orqen_ray.api.wire import headers_of, request_id_of
 from orqen_ray.errors import GatewayError, MethodNotAllowed, NotFound
 from orqen_ray.formats.anthropic_messages.format import ANTHROPIC_MESSAGES
 from orqen_ray.formats.bedrock_converse.format import BEDROCK_CONVERSE
+from orqen_ray.formats.families import FAMILIES
 from orqen_ray.formats.format import Format
 from orqen_ray.formats.openai_chat.format import OPENAI_CHAT
 from orqen_ray.service import Service
@@ -53,7 +54,7 @@ def create_app(service: Service) -> FastAPI:
 
 def _no_route(request: Request, error: HTTPException) -> Response:
     path = request.scope["path"]
-    wrong: GatewayError = NotFound(f"no such path: {path[:200]!r}; docs/api.md lists the calls of this gateway")
+    wrong: GatewayError = NotFound(f"no such path: {path[:200]!r}; {_advice(path)}")
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "POST")
         wrong = MethodNotAllowed(f"{request.method} is not allowed here; try {allowed}")
@@ -65,10 +66,19 @@ def _no_route(request: Request, error: HTTPException) -> Response:
     return Response(msgspec.json.encode(wire.body), status_code=wire.status, headers=headers)
 
 
+def _advice(path: str) -> str:
+    """The usual mistake is a base URL with `/v1` where the SDK adds it, or without it where the SDK does not."""
+    if path.startswith(("/v1/v1/", "/v1/model/")):
+        return "the base URL of the Anthropic SDK and the endpoint_url of boto3 end without /v1"
+    if path.startswith(("/chat/", "/models", *(f"/{family}" for family in FAMILIES))):
+        return "the base URL of the OpenAI SDK ends with /v1"
+    return "docs/api.md lists the calls of this gateway"
+
+
 def _format_of(path: str, request: Request) -> Format:
     """The format that the caller of a wrong path most likely speaks."""
-    if path.startswith("/model/"):
+    if "/model/" in path or request.headers.get("authorization", "").startswith("AWS4-"):
         return BEDROCK_CONVERSE
-    if path.startswith("/v1/messages") or "anthropic-version" in request.headers:
+    if "/messages" in path or "anthropic-version" in request.headers:
         return ANTHROPIC_MESSAGES
     return OPENAI_CHAT

@@ -8,7 +8,7 @@ from starlette.routing import Route
 
 from orqen_ray.api.endpoint import Endpoint, JsonAnswer, Request
 from orqen_ray.conversation import JsonObject
-from orqen_ray.errors import GatewayError, UnknownModel
+from orqen_ray.errors import GatewayError
 from orqen_ray.formats.anthropic_messages.format import ANTHROPIC_MESSAGES
 from orqen_ray.formats.format import Format
 from orqen_ray.formats.openai_chat.format import OPENAI_CHAT
@@ -32,9 +32,9 @@ def model_routes(service: Service) -> list[Route]:
     async def one_model(request: Request) -> JsonAnswer:
         name = request.path_params["model_id"]
         models = await _models(service)
-        if name not in models:
-            raise UnknownModel(f"no connected provider lists the model {name[:200]!r}; GET /v1/models lists them")
-        return JsonAnswer(body=_openai(name, models[name]) if request.format is OPENAI_CHAT else _anthropic(name))
+        # A model that nobody lists may still have an owner; who it is, or what is missing, `resolve` says best.
+        provider = models.get(name) or (await service.gateway.resolve(name)).provider.name
+        return JsonAnswer(body=_openai(name, provider) if request.format is OPENAI_CHAT else _anthropic(name))
 
     return [
         Route("/v1/models", Endpoint(service, _asked_format, list_models), methods=["GET"]),
@@ -47,16 +47,16 @@ def _asked_format(headers: Mapping[str, str]) -> Format:
 
 
 async def _models(service: Service) -> dict[str, str]:
-    """Model string -> provider, the routing strings first; one whose bare id means another has a prefix."""
+    """Model string -> provider, the routing strings last; one whose bare id means another has a prefix."""
     connected = await service.gateway.upstream.connected()
-    models = dict.fromkeys(ROUTING_STRINGS, "orqen")
+    models: dict[str, str] = {}
     for provider, model in service.catalog.models(connected):
         try:
             owner = service.catalog.resolve(model.id, connected).provider.name
         except GatewayError:
             owner = None
         models[model.id if owner == provider.name else f"{provider.name}/{model.id}"] = provider.name
-    return models
+    return models | dict.fromkeys(ROUTING_STRINGS, "orqen")
 
 
 def _openai(name: str, provider: str) -> JsonObject:

@@ -215,6 +215,8 @@ def json_model(payload: JsonObject) -> str:
         BadRequest: missing, or not a string.
     """
     model = payload.get("model")
+    if model is None:
+        raise BadRequest("is required", param="model")
     if not isinstance(model, str) or not model:
         raise BadRequest("expected the model as a string", param="model")
     return model

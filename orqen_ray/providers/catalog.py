@@ -149,9 +149,9 @@ class Catalog:
         yield from (p for p in self.providers.values() if self._patterns[p.name].match(model))
 
     def _raise_unknown(self, model: str, connected: Collection[str]) -> NoReturn:
-        listed = self.models(connected) or self.models(self.providers)
-        names = [m.id for _, m in listed] + [f"{p.name}/{m.id}" for p, m in listed] + list(ROUTING_STRINGS)
-        nearest = ", ".join(difflib.get_close_matches(model, names, n=3, cutoff=0.5))
+        names = [f"{p.name}/{m.id}" if p.embedded else m.id for p, m in self.models(self.providers)]
+        names += [f"{p.name}/{m.id}" for p, m in self.models(connected)]
+        nearest = ", ".join(difflib.get_close_matches(model.lower(), names, n=3, cutoff=0.5))
         hint = f"; the nearest are: {nearest}" if nearest else ""
         raise UnknownModel(
             f"no provider owns the model {model!r}{hint}. GET /v1/models lists the models; "
@@ -173,7 +173,7 @@ def load_catalog(operator_rows: Mapping[str, Mapping[str, Any]] | None = None) -
     built_in: dict[str, dict[str, Any]] = document["provider"]
     names = [*operator_rows, *(name for name in built_in if name not in operator_rows)]
     providers = {
-        name: _read_provider(name, document["dialect"], built_in.get(name, {}), operator_rows.get(name))
+        name: _read_provider(name, document["dialect"], built_in.get(name, {}), operator_rows.get(name), built_in)
         for name in names
     }
     return Catalog(providers, document["family"])
@@ -214,6 +214,7 @@ def _read_provider(
     dialect_rows: Mapping[str, Mapping[str, Any]],
     built_in: Mapping[str, Any],
     operator: Mapping[str, Any] | None,
+    known: Collection[str],
 ) -> Provider:
     if not _NAME.fullmatch(name) or name == "orqen":
         raise ValueError(f"providers.{name}: a name is lower-case letters, digits, '.', '_' and '-', and not 'orqen'")
@@ -221,7 +222,7 @@ def _read_provider(
     _check_keys(f"providers.{name}", own)
     dialect = str(own.get("dialect") or built_in.get("dialect"))
     if dialect not in _DIALECTS:
-        raise ValueError(f"providers.{name}.dialect: expected one of {', '.join(_DIALECTS)}, got {dialect!r}")
+        raise ValueError(_no_dialect(name, own.get("dialect"), known))
     rows = (dialect_rows[dialect], built_in, own)
     try:
         row: dict[str, Any] = {key: value for layer in rows for key, value in layer.items()}
@@ -242,6 +243,15 @@ def _read_provider(
         return msgspec.convert(row, Provider)
     except (ValueError, TypeError, AttributeError) as exc:
         raise ValueError(f"providers.{name}: {exc}") from exc
+
+
+def _no_dialect(name: str, given: object, known: Collection[str]) -> str:
+    dialects = ", ".join(_DIALECTS)
+    if given is not None:
+        return f"providers.{name}.dialect: expected one of {dialects}, got {given!r}"
+    nearest = "".join(f"did you mean {match!r}? " for match in difflib.get_close_matches(name, known, n=1))
+    own = f"one of your own needs a dialect ({dialects}) and a base_url"
+    return f"providers.{name}: the catalog has no such provider; {nearest}{own}"
 
 
 def _merge_models(own: Iterable[Any], built_in: Iterable[Any]) -> Iterator[Any]:

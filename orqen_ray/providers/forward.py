@@ -214,13 +214,22 @@ def _translated(provider: str) -> Iterator[None]:
                 f"the address of {named} is not allowed: a private one needs allow_private_network in its row",
                 provider=provider,
             ) from exc
-        raise UpstreamUnavailable(f"no connection to {named}", provider=provider) from exc
+        raise UpstreamUnavailable(f"no connection to {named}: {_why(exc)}", provider=provider) from exc
     except aiohttp.InvalidURL as exc:
         raise UpstreamRefused(f"the address of {named} is not a URL", provider=provider) from exc
     except aiohttp.ClientResponseError as exc:
         raise UpstreamError(f"{named} answered with what is not HTTP", provider=provider) from exc
     except (aiohttp.ClientError, OSError) as exc:
         raise UpstreamUnavailable(f"{named} closed the connection", provider=provider) from exc
+
+
+def _why(error: aiohttp.ClientConnectorError) -> str:
+    """Why there is no connection, without any address."""
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return "its host name cannot be resolved"
+    if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError):
+        return "TLS failed, or its certificate is not trusted"
+    return "it refuses connections" if isinstance(error.os_error, ConnectionRefusedError) else "it cannot be reached"
 
 
 def _credentials_for(provider: Provider, own: Credentials | None, stored: Credentials | None) -> Credentials | None:

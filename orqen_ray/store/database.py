@@ -93,7 +93,9 @@ def _engine(url: str, busy_timeout_s: int, **options: Any) -> AsyncEngine:
     try:
         engine = create_async_engine(url, **options)
     except (SQLAlchemyError, ImportError):
-        raise StoreUnavailable("storage.database_url needs an async driver, as sqlite+aiosqlite") from None
+        raise StoreUnavailable(
+            "storage.database_url: SQLite is what this version supports, as sqlite+aiosqlite:///PATH"
+        ) from None
     if engine.dialect.name == "sqlite":
 
         def configure(connection: Any, _record: object) -> None:

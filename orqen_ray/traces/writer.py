@@ -52,6 +52,8 @@ class TraceWriter:
             self._wake.set()
 
     async def start(self) -> None:
+        """Raises OSError, which names the folder, when it cannot be made."""
+        await asyncio.to_thread(self._directory.mkdir, mode=0o700, parents=True, exist_ok=True)
         if self._task is None:
             self._task = asyncio.create_task(self._flush_until_closed(), name="trace-writer")
 

@@ -91,13 +91,25 @@ async def test_the_wrong_method(client: httpx.AsyncClient, path: str) -> None:
     assert answer.status_code == 405 and "POST" in message_of(answer)
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/v1", "/v1/nothing", "/v1/chat", "/model/x", "/v1/chat/completions/x", "//v1/models"]
-)
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/nothing", "/v1/chat", "/model/x", "/v1/chat/completions/x"])
 async def test_unknown_paths(client: httpx.AsyncClient, path: str) -> None:
     answer = await client.post(path, json={})
     assert answer.status_code == 404
     assert "docs/api.md" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("/chat/completions", "ends with /v1"),
+        ("/embeddings", "ends with /v1"),
+        ("/v1/v1/messages", "end without /v1"),
+        ("/v1/model/x/converse", "end without /v1"),
+    ],
+)
+async def test_a_wrong_base_url_is_recognized(client: httpx.AsyncClient, path: str, says: str) -> None:
+    answer = await client.post(path, json={})
+    assert answer.status_code == 404 and says in answer.text
 
 
 @pytest.mark.parametrize("path", PATHS)
