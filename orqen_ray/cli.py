@@ -71,9 +71,9 @@ class _Store:
 @keys_app.command("create")
 def create_key(
     name: Annotated[str, typer.Argument(help="Whose key it is; shown in lists.")],
-    admin: Annotated[bool, typer.Option("--admin", help="May change keys and providers over the API.")] = False,
+    admin: Annotated[bool, typer.Option("--admin", help="Kept with the key, for the account API to come.")] = False,
     expires_in_days: Annotated[int | None, typer.Option(min=1, max=_EXPIRES_DAYS_MAX, help="Default: never.")] = None,
-    rate_limit_rpm: Annotated[int, typer.Option(min=0, help="Requests a minute; 0 for no limit.")] = 0,
+    rate_limit_rpm: Annotated[int, typer.Option(min=0, help="Kept with the key; not enforced yet.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Make a key and print its secret, this once."""
