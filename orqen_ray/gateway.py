@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from orqen_ray.conversation import Conversation, JsonObject
-from orqen_ray.errors import GatewayError, UpstreamUnavailable
+from orqen_ray.errors import BadRequest, GatewayError, UpstreamUnavailable
 from orqen_ray.exchange import Exchange, without_indexes
 from orqen_ray.formats.faithful import faithful_body, own_fields, request_credentials
 from orqen_ray.formats.format import Format
@@ -184,6 +184,8 @@ class Gateway:
             body, asked_usage = faithful.body, faithful.asked_usage
         else:
             if not same_format:
+                if not edited.messages:  # Converse may name a stored prompt instead, which nobody else can read
+                    raise BadRequest("must hold at least one message", param="messages")
                 edited, tool_names = legal_tool_names(edited, dialect.name)
             written = dialect.write_request(edited, target.model_id, capabilities)
             body, exchange.dropped = msgspec.json.encode(written.body), without_indexes(written.dropped)

@@ -32,7 +32,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "service": {"errors", "types", "config", "providers", "store", "traces", "gateway"},
     "api": {
-        "errors", "conversation", "types", "formats", "providers", "store", "gateway", "relay", "passthrough", "service",
+        "errors", "conversation", "types", "formats", "providers", "store", "gateway", "relay", "passthrough",
+        "service",
     },
     "cli": {"errors", "conversation", "types", "config", "formats", "providers", "store", "traces", "service"},
 }  # fmt: skip
