@@ -76,7 +76,7 @@ async def open_service(settings: Settings, upstream: Upstream | None = None) -> 
         database=database,
         keys=keys,
         gateway=Gateway(catalog, upstream, traces, retry),
-        _key_cache=KeyCache(keys),
+        _key_cache=KeyCache(keys, ttl_s=4.0),  # a revocation must take effect within 5 s
         _traces=traces,
         _forwarder=forwarder,
     )
