@@ -56,13 +56,19 @@ class Cell:
         return ("lossy" if self.note else "yes") + ("+aimock" if "aimock" in self.tested else "")
 
 
-_NO_SIGNATURE = "OpenAI's format has no signatures: the reasoning arrives, and is not sent back"
+_NO_SIGNATURE = "OpenAI's format has no signatures: the reasoning arrives without one, and is not sent back"
 _NO_SEQUENCE = "OpenAI's format does not say which sequence stopped it"
-_NO_FIELD = "Converse names the sequence only when the caller asks with a field path"
+_NOT_ASKED = "Converse names the sequence only when asked with a field path, which the gateway does not add"
+_NO_PATHS = "the reason arrives; the sequence, which boto3 reads by a field path, does not"
 _LOST: dict[tuple[str, str, str], str] = {
-    **{("replay", "openai", dialect): _NO_SIGNATURE for dialect in ("anthropic", "bedrock")},
+    **{
+        (row, "openai", dialect): _NO_SIGNATURE
+        for row in ("thinking", "thinking stream", "replay")
+        for dialect in ("anthropic", "bedrock")
+    },
     **{("stop", sdk, "openai"): _NO_SEQUENCE for sdk in ("anthropic", "boto3")},
-    ("stop", "anthropic", "bedrock"): _NO_FIELD,
+    ("stop", "anthropic", "bedrock"): _NOT_ASKED,
+    ("stop", "boto3", "anthropic"): _NO_PATHS,
     **{("cache", sdk, "openai"): "Chat Completions has no cache markers; caching is automatic" for sdk in SDKS[1:]},
 }
 _EXPECTED: dict[tuple[str, str, str], str] = {
@@ -147,12 +153,13 @@ fails when the two differ. Each run prints the matrix as it found it.
 A cell passes when the SDK got what the provider said (text, calls with their arguments, stop reason, tokens, reasoning
 and its signature, its own error class with the status), when the provider received a request that its vendor would
 take, with its own key and nothing of the gateway's, when the bytes are the caller's own where SDK and provider speak
-the same format (but for the documented edits), and when `x-orqen-dropped` names what was lost.
+the same format (but for the documented edits), and when `x-orqen-dropped` names what of the request was lost. Of the
+reply it names what is lost when the whole reply is known, so not in a stream, whose headers are sent first.
 
 Errors keep the provider's status; AWS says 403 where others say 401, and 503 where Anthropic says 529. boto3 has no
 class for 529: it raises `ServiceUnavailableException`.
 
-Beside the matrix: the same through a bearer token for boto3, token counts, Responses, Embeddings and Invoke passed
-through, bad input, a hundred streams cut by their clients, and Claude Code reading a file by a tool call, with a
-provider of Anthropic's dialect and with one of OpenAI's.
+Beside the matrix: Converse with the key as a bearer token (by hand: boto3 sends one over HTTPS only), token counts,
+Responses, Embeddings and Invoke passed through, bad input, a hundred streams cut by their clients, and Claude Code
+reading a file by a tool call, with a provider of each dialect.
 """
