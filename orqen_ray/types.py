@@ -19,6 +19,9 @@ class Capabilities:
     mid_conversation_tools: bool = False
     defer_loading: bool = False
     cache_markers: bool = False
+    cache_markers_on_tools: bool = True
+    cache_ttl: bool = True
+    """Takes a marker that says how long, not only the default."""
     cache_min_tokens: int = 1024
     images: bool = True
     documents: bool = True

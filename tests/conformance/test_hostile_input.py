@@ -20,10 +20,11 @@ from orqen_ray.store.keys import Keys
 from tests.conformance.asks import ASKS
 from tests.conformance.credentials import API_KEY, AWS_SECRET
 from tests.conformance.lab import DIALECTS, Lab
+from tests.conftest import ROOT
 
 WITHIN_S = 10.0
 PATHS = {"openai": "/v1/chat/completions", "anthropic": "/v1/messages", "boto3": "/model/lab-{}%2Fplain/converse"}
-TELLTALE = re.compile(r"Traceback|File \"|\.py\b|site-packages|sk-orq-[0-9a-f]{8}|/tmp/|/work/")
+TELLTALE = re.compile(rf"Traceback|File \"|\.py\b|site-packages|sk-orq-[0-9a-f]{{8}}|/tmp/|{re.escape(str(ROOT))}")
 SDK_NAMES = tuple(PATHS)
 OWN_DIALECT = {"openai": "openai", "anthropic": "anthropic", "boto3": "bedrock"}
 

@@ -256,6 +256,67 @@ def test_every_tool_choice_has_a_form(
     assert dropped == ()
 
 
+@pytest.mark.parametrize(
+    ("choice", "tools"),
+    [
+        (ToolChoice(mode="tool", names=("missing",)), (F,)),
+        (ToolChoice(mode="tool", names=("web",)), (F, Tool(name="web", raw={"type": "web_search"}))),
+        (ToolChoice(mode="any"), ()),
+        (ToolChoice(mode="allowed", names=("missing",), required=True), (F,)),
+    ],
+)
+def test_a_choice_of_a_tool_that_is_not_there_is_dropped_by_name(choice: ToolChoice, tools: tuple[Tool, ...]) -> None:
+    body, dropped = written(tool_choice=choice, tools=tools)
+    assert "tool_choice" not in body
+    assert "tool_choice" in dropped
+
+
+@pytest.mark.parametrize("tools", [(), (Tool(name="web", raw={"type": "web_search"}),)])
+@pytest.mark.parametrize("parallel", [None, False])
+def test_a_history_with_calls_and_no_tools_gets_the_least_definitions(
+    tools: tuple[Tool, ...], parallel: bool | None
+) -> None:
+    calls = tuple(ToolCall(id=str(i), name=name, arguments="{}") for i, name in enumerate("fgf"))
+    answers = tuple(ToolResult(call_id=call.id, blocks=(Text(text="x"),)) for call in calls)
+    history = [*HELLO, Message(role="assistant", blocks=calls), Message(role="user", blocks=answers)]
+    body, dropped = written(history, tools=tools, parallel_tool_calls=parallel)
+    assert body["tools"] == [{"name": name, "input_schema": {"type": "object"}} for name in "fg"]
+    assert body["tool_choice"] == {"type": "none"}, "nothing was offered"
+    assert dropped == tuple(f"tools[{i}]" for i in range(len(tools)))
+    assert [tool["name"] for tool in written(history, tools=(replace(F, name="other"),))[0]["tools"]] == ["other"]
+
+
+def test_blank_stop_sequences_are_dropped_by_name() -> None:
+    body, dropped = written(stop=("\n", "END\n", ""))
+    assert body["stop_sequences"] == ["END\n"]
+    assert dropped == ("stop",)
+    assert "stop_sequences" not in written(stop=(" ",))[0]
+
+
+@pytest.mark.parametrize("after", [(), (Text(text=" \n"),), (Thinking(text="unsigned"),)])
+def test_a_text_to_go_on_from_ends_without_white_space(after: tuple[Block, ...]) -> None:
+    said = (Text(text="a "), Text(text="b: \n"), *after)
+    body, _ = written([*HELLO, Message(role="assistant", blocks=said)])
+    assert [block["text"] for block in body["messages"][1]["content"]] == ["a ", "b:"]
+    body, _ = written([*HELLO, Message(role="assistant", blocks=said), *HELLO])
+    assert body["messages"][1]["content"][1]["text"] == "b: \n", "an earlier turn stays as it is"
+
+
+@pytest.mark.parametrize(
+    ("top_p", "reasoning", "kept"),
+    [
+        (0.9, Reasoning(effort="low"), False),
+        (0, Reasoning(effort="low"), False),
+        (0.95, Reasoning(effort="low"), True),
+        (0.9, Reasoning(mode="off"), True),
+    ],
+)
+def test_a_low_top_p_gives_way_to_thinking(top_p: float, reasoning: Reasoning, kept: bool) -> None:
+    body, dropped = written(reasoning=reasoning, sampling={"top_p": top_p})
+    assert body.get("top_p") == (top_p if kept else None)
+    assert dropped == (() if kept else ("top_p",))
+
+
 def test_structured_output_is_a_schema_or_named_as_dropped() -> None:
     schema = OutputFormat(kind="schema", schema={"type": "object"}, name="n", strict=True)
     body, dropped = written(output_format=schema)

@@ -205,6 +205,22 @@ def test_calls_without_a_legal_id_get_one_and_are_announced() -> None:
     assert streamed == ids
 
 
+@pytest.mark.parametrize(
+    ("upstream", "given_id", "written_id"),
+    [
+        ("msg_1", "msg_given", "msg_1"),
+        ("chatcmpl-1", "msg_given", "msg_given"),
+        ("", "0b6a-4f", "msg_0b6a-4f"),
+    ],
+)
+def test_an_answers_id_has_the_vendors_form(upstream: str, given_id: str, written_id: str) -> None:
+    reply = Reply(id=upstream, model="m", blocks=())
+    assert write_reply(reply, "asked", given_id).body["id"] == written_id
+    writer = MessagesStreamWriter("asked", given_id)
+    (start,) = frames(writer.write(events_of(reply)[0]))
+    assert start["message"]["id"] == written_id
+
+
 def test_refusals_and_unsigned_reasoning_take_the_vendors_form() -> None:
     reply = Reply(id="x", model="m", blocks=(Thinking(text="hm"), Refusal(text="no")), stop_reason="refusal")
     assert write_reply(reply, "m", "msg_given").body["content"] == [

@@ -257,3 +257,17 @@ def test_a_malformed_request_is_refused_by_the_path_of_its_fault(body: JsonObjec
     with pytest.raises(BadRequest) as caught:
         read_request(body, None)
     assert caught.value.param == path
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "x" * 9999, "content": "hi"},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "x" * 9999}]},
+    ],
+)
+def test_a_refusal_repeats_only_the_start_of_a_long_word(message: JsonObject) -> None:
+    with pytest.raises(BadRequest) as caught:
+        read_request(body_with(messages=[message]), None)
+    assert "x" * 80 in caught.value.message
+    assert len(caught.value.message) < 200

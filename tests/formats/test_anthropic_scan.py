@@ -78,6 +78,27 @@ def test_an_error_in_mid_stream_is_a_fact() -> None:
     assert scanned(data, [])[1].failure == "busy"
 
 
+MESSAGE_START = b'event: message_start\ndata: {"type":"message_start","message":{"model":"m"}}\n\n'
+CUT_OFF = "the provider's stream ended before its end"
+
+
+@pytest.mark.parametrize(
+    ("data", "failure"),
+    [
+        (MESSAGE_START, CUT_OFF),
+        (b"event: pi", CUT_OFF),
+        (b"", None),
+        (MESSAGE_START + b'data: {"type":"message_delta","delta":{"stop_reason":"end_turn"}}\n\n', None),
+        (MESSAGE_START + b'data: {"type":"message_stop"}\n\n', None),
+        (MESSAGE_START + b'data: {"type":"error","error":{"message":"busy"}}\n\n', "busy"),
+    ],
+)
+def test_a_stream_that_breaks_off_is_a_fact_and_its_bytes_stay(data: bytes, failure: str | None) -> None:
+    out, facts = scanned(data, [])
+    assert out == data
+    assert facts.failure == failure
+
+
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"content":1}', b"\xff"])
 def test_a_body_that_is_no_message_has_no_facts(body: bytes) -> None:
     assert scan_reply(body) == Facts()

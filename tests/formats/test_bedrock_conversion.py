@@ -36,6 +36,7 @@ from orqen_ray.conversation import (
     ToolResult,
 )
 from orqen_ray.formats.bedrock_converse.format import BEDROCK_CONVERSE
+from orqen_ray.providers.catalog import load_catalog
 from orqen_ray.types import Capabilities, Written
 
 MODEL = "anthropic.claude-sonnet-4-5-20250929-v1:0"
@@ -156,6 +157,8 @@ CONVERSATION = st.builds(
 CAPABILITIES = st.builds(
     Capabilities,
     cache_markers=st.booleans(),
+    cache_markers_on_tools=st.booleans(),
+    cache_ttl=st.booleans(),
     images=st.booleans(),
     documents=st.booleans(),
     structured_output=st.booleans(),
@@ -268,6 +271,19 @@ def test_cache_markers_become_blocks_behind_what_they_mark() -> None:
     }
 
 
+def test_a_model_gets_no_cache_point_among_its_tools_nor_a_duration_that_it_refuses() -> None:
+    marker = CacheMarker(ttl="1h")
+    source = conversation(
+        user("hi"), system=(Text(text="s", cache=marker),), tools=(Tool(name="f", cache=marker),), auto_cache=marker
+    )
+    nova = load_catalog().capabilities("bedrock", "us.amazon.nova-lite-v1:0")
+    body, written = write(source, nova)
+    assert [list(tool) for tool in body["toolConfig"]["tools"]] == [["toolSpec"]]
+    point = {"cachePoint": {"type": "default"}}
+    assert (body["system"][1], body["messages"][0]["content"][1]) == (point, point)
+    assert set(written.dropped) == {"tools[0].cache_control", "system[0].cache_control.ttl", "cache_control.ttl"}
+
+
 def test_a_marker_inside_a_tool_result_moves_behind_it() -> None:
     result = ToolResult(call_id="a", blocks=(Text(text="x", cache=CacheMarker()),))
     body, _ = write(conversation(user("go"), assistant(ToolCall(id="a", name="f", arguments="")), user(result)))
@@ -330,6 +346,20 @@ def test_reasoning(thinking: Any, reasoning: Reasoning, wire: JsonObject | None,
     thinks = wire is not None and wire["type"] != "disabled"
     assert ("temperature" in written.dropped) == thinks
     assert body["inferenceConfig"].get("temperature") == (None if thinks else 0.2)
+
+
+@pytest.mark.parametrize(
+    ("top_p", "reasoning", "kept"),
+    [
+        (0.9, Reasoning(effort="low"), False),
+        (0.95, Reasoning(effort="low"), True),
+        (0.9, Reasoning(mode="off"), True),
+    ],
+)
+def test_a_low_top_p_gives_way_to_thinking(top_p: float, reasoning: Reasoning, kept: bool) -> None:
+    body, written = write(conversation(user("go"), reasoning=reasoning, max_tokens=9000, sampling={"top_p": top_p}))
+    assert body["inferenceConfig"].get("topP") == (top_p if kept else None)
+    assert written.dropped == (() if kept else ("top_p",))
 
 
 def test_a_budget_leaves_room_for_the_answer() -> None:

@@ -7,7 +7,7 @@ from time import process_time
 
 import pytest
 
-from orqen_ray.conversation import Block, Conversation, Document, JsonObject, Message, Source, Text
+from orqen_ray.conversation import Block, Conversation, Document, JsonObject, Message, Source, Text, Tool, ToolChoice
 from orqen_ray.formats.registry import FORMATS
 from orqen_ray.types import Capabilities
 
@@ -42,3 +42,18 @@ def test_many_parts_are_written_in_time(provider: str, messages: Callable[[int],
     body: JsonObject = FORMATS[provider].write_request(conversation, "m", Capabilities()).body  # type: ignore[index]
     assert process_time() - started_s < MAX_S
     assert body["messages"]
+
+
+def test_many_allowed_tools_are_written_in_time() -> None:
+    names = tuple(f"tool_{i:06}" for i in range(2 * PARTS))
+    conversation = Conversation(
+        format="openai_chat",
+        model="m",
+        messages=(user(Text(text="x")),),
+        tools=tuple(Tool(name=name) for name in reversed(names)),
+        tool_choice=ToolChoice(mode="allowed", names=names),
+    )
+    started_s = process_time()
+    body = FORMATS["anthropic_messages"].write_request(conversation, "m", Capabilities()).body
+    assert process_time() - started_s < MAX_S
+    assert len(body["tools"]) == 2 * PARTS

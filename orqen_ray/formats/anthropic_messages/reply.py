@@ -62,7 +62,10 @@ def write_reply(reply: Reply, requested_model: str, response_id: str) -> Written
 
 
 def message_id(upstream_id: str, response_id: str) -> str:
-    return upstream_id if upstream_id.startswith("msg_") else response_id
+    for known in (upstream_id, response_id):
+        if known.startswith("msg_"):
+            return known
+    return f"msg_{response_id}"
 
 
 def legal_call(block: Block, index: int, response_id: str) -> Block:

@@ -113,7 +113,7 @@ def _read_message(value: object, path: str) -> Message:
     message = as_object(value, path)
     role = as_str(required(message, "role", path), join(path, "role"))
     if role not in _ROLES:
-        raise BadRequest(f"unknown role {role!r}; expected user, assistant or system", param=join(path, "role"))
+        raise BadRequest(f"unknown role {role[:80]!r}; expected user, assistant or system", param=join(path, "role"))
     # A system message may consist of `output_config` alone.
     content = message.get("content", []) if role == "system" else required(message, "content", path)
     return Message(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from orqen_ray.conversation import (
@@ -17,11 +16,14 @@ from orqen_ray.conversation import (
 )
 from orqen_ray.formats.adapt import adapt
 from orqen_ray.formats.anthropic_messages.blocks_out import TOOL_ID_PATTERN, BlockWriter, merge, write_cache
+from orqen_ray.formats.anthropic_messages.legal import legal_conversation, strip_prefill
 from orqen_ray.formats.anthropic_messages.reasoning import write_thinking
 from orqen_ray.types import Capabilities, Written
 
 _MODES = {"on": "enabled", "adaptive": "adaptive", "off": "disabled"}
 _TIERS = {"auto": "auto", "standard_only": "standard_only", "default": "standard_only"}
+# The least `top_p` beside thinking.
+_MIN_TOP_P = 0.95
 # Values that ask for nothing, so that leaving them out loses nothing.
 _NEUTRAL: JsonObject = {"n": 1, "logprobs": False, "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}}
 # The vendor wants the user to speak first, and no message without text.
@@ -63,7 +65,7 @@ def _write_own(conversation: Conversation, model: str) -> Written:
 
 def _write_foreign(conversation: Conversation, model: str, capabilities: Capabilities, writer: BlockWriter) -> Written:
     dropped = writer.dropped
-    conversation = _legal_tools(conversation, capabilities, dropped)
+    conversation = legal_conversation(conversation, capabilities, dropped)
     max_tokens = _max_tokens(conversation, capabilities)
     body = _write_core(conversation, model, max_tokens, writer)
     thinking, effort = write_thinking(conversation, capabilities, max_tokens, dropped)
@@ -102,6 +104,7 @@ def _write_core(conversation: Conversation, model: str, max_tokens: int | None, 
         messages = [message for message in messages if message.get("content")]
         if not messages or messages[0]["role"] != "user":
             messages.insert(0, _write_message(_OPENING, "messages", writer))
+        strip_prefill(messages[-1])
     body["messages"] = messages
     _put(body, "stop_sequences", list(conversation.stop) or None)
     _put(body, "stream", conversation.stream or None)
@@ -138,18 +141,6 @@ def _write_choice(conversation: Conversation, writer: BlockWriter) -> JsonObject
     return writer.extra(fields, choice.extra, "tool_choice")
 
 
-def _legal_tools(conversation: Conversation, capabilities: Capabilities, dropped: list[str]) -> Conversation:
-    """Only the allowed tools, as the vendor cannot be told to call no other; `strict` only where it is known."""
-    tools = conversation.tools
-    choice = conversation.tool_choice
-    if choice is not None and choice.mode == "allowed":
-        tools = tuple(tool for tool in tools if tool.name in choice.names)
-    if not capabilities.structured_output and any(tool.strict for tool in tools):
-        tools = tuple(replace(tool, strict=None) for tool in tools)
-        dropped.append("tools.strict")
-    return replace(conversation, tools=tools)
-
-
 def _output_config(wanted: OutputFormat | None, effort: str | None) -> JsonObject | None:
     config: JsonObject = {}
     _put(config, "effort", effort)
@@ -168,9 +159,14 @@ def _max_tokens(conversation: Conversation, capabilities: Capabilities) -> int:
 
 
 def _sampling(conversation: Conversation, thinks: bool, dropped: list[str]) -> JsonObject:
-    """The fields that the vendor has. A model that thinks takes neither `top_k` nor `temperature`."""
+    """The fields that the vendor has. A model that thinks takes no `top_k`, no `temperature` and no low `top_p`.
+
+    Source: platform.claude.com/docs/build-with-claude/extended-thinking, "Feature compatibility".
+    """
     fields: JsonObject = {}
     refused = {"temperature", "top_k"} if thinks else set()
+    if thinks and (conversation.sampling.get("top_p") or 0) < _MIN_TOP_P:
+        refused.add("top_p")
     for name, value in conversation.sampling.items():
         if value is None or value == _NEUTRAL.get(name):
             continue

@@ -14,7 +14,7 @@ from orqen_ray.formats.sse import Frames, parse_frame
 # Nearly every frame is a delta: known by its head, its text measured (in bytes, escapes included) and not parsed.
 _HEAD_BYTES = 64
 _DELTA_TEXT = re.compile(rb'"(?:text|thinking|partial_json)"\s*:\s*"(.*)"', re.DOTALL)
-_FACTUAL = re.compile(rb"message_start|message_delta|tool_use|error")
+_FACTUAL = re.compile(rb"message_start|message_delta|message_stop|tool_use|error")
 
 
 class MessagesScanner:
@@ -28,8 +28,10 @@ class MessagesScanner:
         self._tool_names: list[str] = []
         self._output_chars = 0
         self._failure: str | None = None
+        self._received = False
 
     def feed(self, chunk: bytes) -> bytes:
+        self._received = self._received or bool(chunk)
         frames = self._frames.feed(chunk)
         for frame in frames:
             self._scan(frame)
@@ -38,6 +40,8 @@ class MessagesScanner:
     def end(self) -> bytes:
         rest = self._frames.rest()
         self._scan(rest)
+        if self._received and self._stop_reason is None and self._failure is None:
+            self._failure = "the provider's stream ended before its end"
         return rest
 
     @property
@@ -74,6 +78,8 @@ class MessagesScanner:
             case {"type": "message_delta", "delta": dict(delta)}:
                 self._stop_reason = read_stop_reason(delta.get("stop_reason"))[0]
                 self._count(event.get("usage"))
+            case {"type": "message_stop"}:  # complete, even if no reason was given
+                self._stop_reason = self._stop_reason or "end"
             case {"type": "error"}:
                 self._failure = read_failure(event).message
 

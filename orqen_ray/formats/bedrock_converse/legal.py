@@ -22,13 +22,13 @@ from orqen_ray.formats.bedrock_converse.legal_blocks import (
     PLACEHOLDER,
     TOOL_ID,
     LegalBlocks,
-    legal_marker,
 )
 from orqen_ray.types import Capabilities
 
 _TIERS = frozenset({"default", "priority", "flex", "reserved"})
 _DEFAULT_TIERS = frozenset({"auto", "standard_only"})
 _MIN_BUDGET = 1024
+_MIN_TOP_P = 0.95
 _BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16384, "xhigh": 24576, "max": 32768}
 _EFFORTS = {"minimal": "low"}
 
@@ -49,6 +49,7 @@ def legal_conversation(conversation: Conversation, model: str, capabilities: Cap
         documents=capabilities.documents,
         thinking=capabilities.thinking != "none",
         markers=capabilities.cache_markers,
+        ttl=capabilities.cache_ttl,
         dropped=list(adapted.dropped),
     )
     dropped = legal.dropped
@@ -61,10 +62,6 @@ def legal_conversation(conversation: Conversation, model: str, capabilities: Cap
     reasoning, max_tokens = _legal_reasoning(
         replace(source, messages=messages, tool_choice=choice), capabilities, dropped
     )
-    auto_cache = source.auto_cache
-    if auto_cache is not None and not capabilities.cache_markers:
-        dropped.append("cache_control")
-        auto_cache = None
     dropped.extend(source.extra)
     dropped.extend(name for name, lost in _cannot_say(source) if lost)
     return Adapted(
@@ -81,7 +78,7 @@ def legal_conversation(conversation: Conversation, model: str, capabilities: Cap
             reasoning=reasoning,
             output_format=_legal_output(source.output_format, capabilities, dropped),
             include_usage=True,
-            auto_cache=None if auto_cache is None else legal_marker(auto_cache),
+            auto_cache=source.auto_cache and legal.marker(source.auto_cache, ""),
             service_tier=source.service_tier if source.service_tier in _TIERS else None,
         ),
         dropped=tuple(dict.fromkeys(dropped)),
@@ -150,7 +147,7 @@ def _legal_tools(source: Conversation, capabilities: Capabilities, legal: LegalB
                     strict=(tool.strict and capabilities.structured_output) or None,
                 )
             )
-        legal.mark(tools, tool.cache, path)
+        legal.mark(tools if capabilities.cache_markers_on_tools else [], tool.cache, path)
     return tuple(tools)
 
 
@@ -200,7 +197,7 @@ def _legal_output(output: OutputFormat | None, capabilities: Capabilities, dropp
 def _legal_sampling(
     source: Conversation, model: str, reasoning: Reasoning | None, dropped: list[str]
 ) -> dict[str, float | int]:
-    """Temperature is at most 1 here. Claude takes `top_k` as a field of its own, and neither while it thinks.
+    """Temperature is at most 1 here. Claude takes `top_k` as a field of its own; neither, and no low `top_p`, thinking.
 
     Source: docs.aws.amazon.com/bedrock/latest/userguide/claude-messages-extended-thinking.html
     """
@@ -210,6 +207,10 @@ def _legal_sampling(
     if "top_k" in legal and (thinks or "claude" not in model):
         dropped.append("top_k")
         del legal["top_k"]
+    top_p = legal.get("top_p")
+    if top_p is not None and thinks and top_p < _MIN_TOP_P:
+        dropped.append("top_p")
+        del legal["top_p"]
     temperature = legal.get("temperature")
     if temperature is not None and thinks and temperature != 1:
         dropped.append("temperature")

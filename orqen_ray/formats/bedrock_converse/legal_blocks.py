@@ -27,6 +27,7 @@ from orqen_ray.conversation import (
 )
 from orqen_ray.formats.adapt import legal_tool_id
 from orqen_ray.formats.bedrock_converse.blocks import DOCUMENT_FORMATS, json_text
+from orqen_ray.formats.reading import join
 
 TOOL_ID = "^[a-zA-Z0-9_-]{1,64}$"
 # Bedrock refuses blank text blocks, and a message or tool result without content.
@@ -50,6 +51,7 @@ class LegalBlocks:
     documents: bool = True
     thinking: bool = True
     markers: bool = True
+    ttl: bool = True
     own: frozenset[str] = frozenset()
     dropped: list[str] = field(default_factory=list)
     _names: dict[str, int] = field(default_factory=dict)
@@ -69,11 +71,24 @@ class LegalBlocks:
         """Put a marker on the last of `before`: on the block it came with, or the one before if that is gone."""
         if cache is None:
             return
-        last = before[-1] if before and self.markers else None
+        last = before[-1] if before else None
         if last is None or isinstance(last, Opaque | Thinking | Refusal):
             self.dropped.append(f"{path}.cache_control")
-        else:
-            before[-1] = replace(last, cache=legal_marker(cache))
+        elif marker := self.marker(cache, path):
+            before[-1] = replace(last, cache=marker)
+
+    def marker(self, cache: CacheMarker, path: str) -> CacheMarker | None:
+        """The marker as the model takes it. Five minutes are the default; older models refuse to be told."""
+        at = join(path, "cache_control")
+        if not self.markers:
+            self.dropped.append(at)
+            return None
+        if cache.ttl in (None, "5m"):
+            return CacheMarker()
+        if not self.ttl:
+            self.dropped.append(f"{at}.ttl")
+            return CacheMarker()
+        return cache
 
     def _block(self, block: Block, path: str) -> Block | None:
         match block:
@@ -194,11 +209,6 @@ class LegalBlocks:
             unique = f"{name} ({self._names[name]})"
         self._names[unique] = 1
         return unique
-
-
-def legal_marker(cache: CacheMarker) -> CacheMarker:
-    """Five minutes are the default; older models refuse to be told."""
-    return CacheMarker(ttl=None if cache.ttl == "5m" else cache.ttl)
 
 
 def legal_name(name: str) -> str:
