@@ -15,6 +15,7 @@ from orqen_ray.store.authenticator import KeyCache
 from orqen_ray.store.database import Database
 from orqen_ray.store.keys import KeyRecord, Keys
 from orqen_ray.store.secrets import Cipher, ProviderSecrets, load_cipher
+from orqen_ray.traces.cost import load_prices
 from orqen_ray.traces.writer import TraceWriter
 from orqen_ray.types import Upstream
 
@@ -69,6 +70,7 @@ async def open_service(settings: Settings, upstream: Upstream | None = None) -> 
     await _ensure_bootstrap_key(keys)
     traces = TraceWriter(settings.storage.traces_uri)
     await traces.start()
+    await asyncio.to_thread(load_prices)
     retry = RetryPolicy(**settings.retries.model_dump())
     return Service(
         settings=settings,
