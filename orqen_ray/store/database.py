@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from orqen_ray.errors import StoreUnavailable
 
 _BUSY_TIMEOUT_S = 5
 _MIGRATION_TIMEOUT_S = 60
+_WAL_RETRY_S = 0.02
 _MIGRATIONS = Path(__file__).with_name("migrations")
 
 _log = logging.getLogger(__name__)
@@ -112,8 +114,24 @@ def _prepare_file(path: Path) -> None:
     make_private_directory(path.parent)
     os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     path.chmod(0o600)
+    deadline_s = time.monotonic() + _MIGRATION_TIMEOUT_S
+    while not _is_wal(path):
+        if time.monotonic() > deadline_s:
+            raise StoreUnavailable(f"{path.name} is locked by another process; stop it and start again")
+        time.sleep(_WAL_RETRY_S)
+
+
+def _is_wal(path: Path) -> bool:
+    """Whether the file is, or could now be made, a WAL one. SQLite does not wait here for another process's switch:
+    https://www.sqlite.org/wal.html#sometimes_queries_return_sqlite_busy_in_wal_mode
+    """
     with closing(sqlite3.connect(path, timeout=_MIGRATION_TIMEOUT_S)) as connection:
-        connection.execute("PRAGMA journal_mode = WAL")
+        try:
+            return bool(connection.execute("PRAGMA journal_mode = WAL").fetchone()[0] == "wal")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+            return False
 
 
 def _upgrade(connection: Connection) -> None:
