@@ -65,7 +65,7 @@ async def open_service(settings: Settings, upstream: Upstream | None = None) -> 
     catalog = load_catalog(settings.operator_rows())
     forwarder = None
     if upstream is None:
-        upstream = forwarder = await open_forwarder(settings, database)
+        upstream = forwarder = await open_forwarder(settings, database, catalog)
     keys = Keys(database)
     await _ensure_bootstrap_key(keys)
     traces = TraceWriter(settings.storage.traces_uri)
@@ -122,9 +122,9 @@ async def open_database(settings: Settings) -> Database:
     return database
 
 
-async def open_forwarder(settings: Settings, database: Database) -> Forwarder:
+async def open_forwarder(settings: Settings, database: Database, catalog: Catalog | None = None) -> Forwarder:
     """The way to the providers, with the secrets of the store first and those of the environment after them."""
-    catalog = load_catalog(settings.operator_rows())
+    catalog = catalog or load_catalog(settings.operator_rows())
     cipher = await asyncio.to_thread(_cipher, settings)
     stored = ProviderSecrets(database, cipher)
     credentials = LayeredCredentials(stored, EnvironmentCredentials(catalog, read_environment()))

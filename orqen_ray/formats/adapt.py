@@ -11,6 +11,9 @@ from itertools import groupby
 from orqen_ray.conversation import Block, Conversation, Message, Text, Tool, ToolCall, ToolChange, ToolResult
 from orqen_ray.types import Capabilities
 
+MIN_TOP_P_THINKING = 0.95
+"""Claude refuses a lower `top_p` while it thinks: platform.claude.com/docs/build-with-claude/extended-thinking."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapted:
@@ -70,6 +73,12 @@ def _refused_sampling(conversation: Conversation, capabilities: Capabilities) ->
     if capabilities.one_sampler and {"temperature", "top_p"} <= sampling.keys() and "top_p" not in refused:
         refused.append("top_p")
     return refused
+
+
+def tools_called(messages: Iterable[Message]) -> tuple[Tool, ...]:
+    """The least definition of each tool in the history: Anthropic and Bedrock refuse calls without any tools."""
+    names = {block.name: None for message in messages for block in message.blocks if isinstance(block, ToolCall)}
+    return tuple(Tool(name=name, parameters={"type": "object"}) for name in names)
 
 
 def legal_tool_id(call_id: str, pattern: str) -> str:

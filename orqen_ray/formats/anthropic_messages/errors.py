@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import msgspec
 from orqen_ray.conversation import JsonObject, StreamFailure
 from orqen_ray.errors import GatewayError, UpstreamRejected
 from orqen_ray.formats.format import WireError
+from orqen_ray.formats.retry_after import read_seconds, retry_after_of
 
 # Source: platform.claude.com/docs/api/errors
 _KIND_OF_STATUS = {
@@ -36,16 +36,16 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes) -> Upstream
         message or f"the provider answered {status} and gave no reason",
         status=status if 400 <= status <= 599 else 502,
         kind=kind,
-        retry_after_s=_seconds(headers.get("retry-after")),
+        retry_after_s=read_seconds(headers.get("retry-after")),
     )
 
 
 def write_error(error: GatewayError, request_id: str) -> WireError:
-    retry_after_s: float | None = getattr(error, "retry_after_s", None)
+    retry_after = retry_after_of(error)
     kind = _kind(getattr(error, "kind", None), error.status)
     return WireError(
         status=error.status,
-        headers={} if retry_after_s is None else {"retry-after": str(math.ceil(retry_after_s))},
+        headers={} if retry_after is None else {"retry-after": retry_after},
         body={**_error_object(kind, error.message), "request_id": request_id},
     )
 
@@ -92,11 +92,3 @@ def _error_fields(value: Any) -> tuple[str | None, str | None]:
 
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
-
-
-def _seconds(value: str | None) -> float | None:
-    try:
-        seconds = float(value or "")
-    except ValueError:  # absent, or a date, which the vendor does not send
-        return None
-    return seconds if 0 <= seconds < math.inf else None

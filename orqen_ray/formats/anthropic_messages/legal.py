@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from orqen_ray.conversation import Conversation, JsonObject, Message, Tool, ToolCall, ToolChoice
+from orqen_ray.conversation import Conversation, JsonObject, Tool, ToolChoice
+from orqen_ray.formats.adapt import tools_called
 from orqen_ray.types import Capabilities
 
 
@@ -13,7 +14,7 @@ def legal_conversation(conversation: Conversation, capabilities: Capabilities, d
     choice = conversation.tool_choice
     tools = _legal_tools(conversation.tools, choice, capabilities, dropped)
     choice = _legal_choice(choice, tools, dropped)
-    if all(tool.raw is not None for tool in tools) and (called := _tools_called(conversation.messages)):
+    if all(tool.raw is not None for tool in tools) and (called := tools_called(conversation.messages)):
         # Nothing is offered, so nothing may be called.
         tools, choice = (*tools, *called), ToolChoice(mode="none")
     stop = _legal_stop(conversation.stop, dropped)
@@ -38,12 +39,6 @@ def _legal_tools(
         tools = tuple(replace(tool, strict=None) for tool in tools)
         dropped.append("tools.strict")
     return tools
-
-
-def _tools_called(messages: tuple[Message, ...]) -> tuple[Tool, ...]:
-    """The least definition of each tool in the history: the vendor refuses tool blocks in a request without tools."""
-    names = {block.name: None for message in messages for block in message.blocks if isinstance(block, ToolCall)}
-    return tuple(Tool(name=name) for name in names)
 
 
 def _legal_choice(choice: ToolChoice | None, tools: tuple[Tool, ...], dropped: list[str]) -> ToolChoice | None:

@@ -14,7 +14,7 @@ from orqen_ray.conversation import (
     ToolChange,
     ToolChoice,
 )
-from orqen_ray.formats.adapt import adapt
+from orqen_ray.formats.adapt import MIN_TOP_P_THINKING, adapt
 from orqen_ray.formats.anthropic_messages.blocks_out import TOOL_ID_PATTERN, BlockWriter, merge, write_cache
 from orqen_ray.formats.anthropic_messages.legal import legal_conversation, strip_prefill
 from orqen_ray.formats.anthropic_messages.reasoning import write_thinking
@@ -22,8 +22,6 @@ from orqen_ray.types import Capabilities, Written
 
 _MODES = {"on": "enabled", "adaptive": "adaptive", "off": "disabled"}
 _TIERS = {"auto": "auto", "standard_only": "standard_only", "default": "standard_only"}
-# The least `top_p` beside thinking.
-_MIN_TOP_P = 0.95
 # Values that ask for nothing, so that leaving them out loses nothing.
 _NEUTRAL: JsonObject = {"n": 1, "logprobs": False, "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}}
 # The vendor wants the user to speak first, and no message without text.
@@ -165,7 +163,7 @@ def _sampling(conversation: Conversation, thinks: bool, dropped: list[str]) -> J
     """
     fields: JsonObject = {}
     refused = {"temperature", "top_k"} if thinks else set()
-    if thinks and (conversation.sampling.get("top_p") or 0) < _MIN_TOP_P:
+    if thinks and (conversation.sampling.get("top_p") or 0) < MIN_TOP_P_THINKING:
         refused.add("top_p")
     for name, value in conversation.sampling.items():
         if value is None or value == _NEUTRAL.get(name):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import msgspec
@@ -10,6 +9,7 @@ import msgspec
 from orqen_ray.conversation import JsonObject, StreamFailure
 from orqen_ray.errors import GatewayError, UpstreamRejected
 from orqen_ray.formats.format import WireError
+from orqen_ray.formats.retry_after import read_seconds, retry_after_of
 
 # HTTP status -> (the status that boto3 sees, the exception that it raises); each is in Converse's service model.
 _EXCEPTIONS: Mapping[int, tuple[int, str]] = {
@@ -67,16 +67,8 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes) -> Upstream
         message,
         status=status,
         kind=kind if isinstance(kind, str) and kind else None,
-        retry_after_s=_seconds(headers.get("retry-after")),
+        retry_after_s=read_seconds(headers.get("retry-after")),
     )
-
-
-def _seconds(text: str | None) -> float | None:
-    try:
-        seconds = float(text or "")
-    except ValueError:
-        return None
-    return seconds if math.isfinite(seconds) and seconds >= 0 else None
 
 
 def write_error(error: GatewayError, request_id: str) -> WireError:
@@ -84,9 +76,8 @@ def write_error(error: GatewayError, request_id: str) -> WireError:
     fallback = (error.status, "ValidationException" if error.status < 500 else "InternalServerException")
     status, kind = _EXCEPTIONS.get(error.status, fallback)
     headers = {"x-amzn-ErrorType": kind, "x-amzn-RequestId": request_id}
-    retry_after_s = getattr(error, "retry_after_s", None)
-    if retry_after_s is not None:
-        headers["Retry-After"] = str(math.ceil(retry_after_s))
+    if retry_after := retry_after_of(error):
+        headers["Retry-After"] = retry_after
     return WireError(status=status, headers=headers, body={"message": error.message})
 
 

@@ -13,11 +13,10 @@ from orqen_ray.conversation import (
     Text,
     Thinking,
     Tool,
-    ToolCall,
     ToolChoice,
     ToolResult,
 )
-from orqen_ray.formats.adapt import Adapted, adapt
+from orqen_ray.formats.adapt import MIN_TOP_P_THINKING, Adapted, adapt, tools_called
 from orqen_ray.formats.bedrock_converse.legal_blocks import (
     PLACEHOLDER,
     TOOL_ID,
@@ -28,7 +27,6 @@ from orqen_ray.types import Capabilities
 _TIERS = frozenset({"default", "priority", "flex", "reserved"})
 _DEFAULT_TIERS = frozenset({"auto", "standard_only"})
 _MIN_BUDGET = 1024
-_MIN_TOP_P = 0.95
 _BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16384, "xhigh": 24576, "max": 32768}
 _EFFORTS = {"minimal": "low"}
 
@@ -57,7 +55,7 @@ def legal_conversation(conversation: Conversation, model: str, capabilities: Cap
     tools = _legal_tools(source, capabilities, legal)
     system = tuple(block for block in legal.blocks(source.system, "system") if isinstance(block, Text))
     messages = _legal_messages(source, legal)
-    tools = tools or _tools_called(messages)
+    tools = tools or tools_called(messages)
     choice = _legal_choice(source.tool_choice, tools, dropped)
     reasoning, max_tokens = _legal_reasoning(
         replace(source, messages=messages, tool_choice=choice), capabilities, dropped
@@ -151,12 +149,6 @@ def _legal_tools(source: Conversation, capabilities: Capabilities, legal: LegalB
     return tuple(tools)
 
 
-def _tools_called(messages: tuple[Message, ...]) -> tuple[Tool, ...]:
-    """The least definition of each tool in the history: Bedrock refuses tool blocks in a request without tools."""
-    names = {block.name: None for message in messages for block in message.blocks if isinstance(block, ToolCall)}
-    return tuple(Tool(name=name, parameters={"type": "object"}) for name in names)
-
-
 def _legal_choice(choice: ToolChoice | None, tools: tuple[Tool, ...], dropped: list[str]) -> ToolChoice | None:
     """Converse knows auto, any and one tool: it cannot forbid tools, nor allow only some of them."""
     if choice is None or not tools:
@@ -208,7 +200,7 @@ def _legal_sampling(
         dropped.append("top_k")
         del legal["top_k"]
     top_p = legal.get("top_p")
-    if top_p is not None and thinks and top_p < _MIN_TOP_P:
+    if top_p is not None and thinks and top_p < MIN_TOP_P_THINKING:
         dropped.append("top_p")
         del legal["top_p"]
     temperature = legal.get("temperature")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +11,7 @@ import msgspec
 from orqen_ray.conversation import StreamFailure
 from orqen_ray.errors import GatewayError, UpstreamRejected
 from orqen_ray.formats.format import WireError
+from orqen_ray.formats.retry_after import read_seconds, retry_after_of
 
 _MESSAGE_LIMIT = 2000
 _TYPES = {
@@ -85,24 +85,19 @@ def _plain_text(body: bytes) -> str:
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds from `retry-after-ms` or `retry-after`; a date says nothing without a clock and is left out."""
+    """Seconds from `retry-after-ms` or `retry-after`."""
     lower = {key.lower(): value for key, value in headers.items()}
     for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            seconds = float(lower.get(name, "")) * unit_s
-        except ValueError:
-            continue
-        if math.isfinite(seconds) and seconds >= 0:
-            return seconds
+        if (wait := read_seconds(lower.get(name))) is not None:
+            return wait * unit_s
     return None
 
 
 def write_error(error: GatewayError, request_id: str) -> WireError:
     """The error as OpenAI's SDK expects it; it picks its class by the status."""
     headers = {"x-request-id": request_id}
-    retry_after_s = getattr(error, "retry_after_s", None)
-    if retry_after_s is not None:
-        headers["retry-after"] = str(math.ceil(retry_after_s))
+    if retry_after := retry_after_of(error):
+        headers["retry-after"] = retry_after
     body = {
         "message": error.message,
         "type": _type_of(error.status),
