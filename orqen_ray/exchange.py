@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from orqen_ray.conversation import Conversation, Facts, Usage
-from orqen_ray.errors import GatewayError
+from orqen_ray.errors import GatewayError, UpstreamRejected
 from orqen_ray.providers.catalog import Resolved
 from orqen_ray.tokens import TOKENS_PER_IMAGE, inline_pictures
 from orqen_ray.traces.cost import cost_usd
 from orqen_ray.traces.schema import Trace
+from orqen_ray.types import Attempt, Call, UpstreamReply
 
 _CHARS_PER_TOKEN = 4
 _MAX_HEADER_CHARS = 1024
@@ -35,7 +36,7 @@ class Exchange:
     stream: bool = False
     status: int = 0
     error_code: str | None = None
-    attempts: int = 0
+    attempts: list[Attempt] = field(default_factory=list)
     tools_input: int = 0
     tools_output: int = 0
     request_bytes: int = 0
@@ -59,6 +60,22 @@ class Exchange:
     def note_target(self, target: Resolved) -> None:
         self.provider, self.dialect, self.sent_model = target.provider.name, target.provider.dialect, target.model_id
         self.prices_usd_per_mtok = target.provider.prices_usd_per_mtok(target.model_id)
+
+    def note_attempt(
+        self, call: Call, started_ms: float, *, reply: UpstreamReply | None = None, error: GatewayError | None = None
+    ) -> None:
+        """Keep what became of one call to a provider; exactly one of `reply` and `error` is given."""
+        code = error.code if error else (UpstreamRejected.code if reply and reply.status >= 400 else None)
+        attempt = Attempt(
+            provider=call.provider,
+            model=call.model,
+            key=reply.key if reply else None,
+            status=reply.status if reply else None,
+            error_code=code,
+            started_ms=started_ms,
+            took_ms=self.elapsed_ms() - started_ms,
+        )
+        self.attempts.append(attempt)
 
     def fail(self, error: BaseException) -> None:
         """Note why there is no answer. A cancelled request is one whose caller went away."""
@@ -111,7 +128,7 @@ class Exchange:
             stream=self.stream,
             status=self.status,
             error_code=self.error_code or ("upstream_stream_failed" if self.facts.failure else None),
-            attempts=self.attempts,
+            attempts=len(self.attempts),
             tools_input=self.tools_input,
             tools_output=self.tools_output,
             input_tokens=usage.input_tokens,

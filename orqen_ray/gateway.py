@@ -125,18 +125,20 @@ class Gateway:
         """Send, and send again while the provider is busy or gone: only before the first byte of an answer."""
         exchange.overhead_ms = exchange.elapsed_ms()
         while True:
-            exchange.attempts += 1
+            started_ms = exchange.elapsed_ms()
             try:
                 reply = await self.upstream.send(call)
-            except UpstreamUnavailable:
-                delay_s = self._retry.delay_s(exchange.attempts, None)
+            except UpstreamUnavailable as error:
+                exchange.note_attempt(call, started_ms, error=error)
+                delay_s = self._retry.delay_s(len(exchange.attempts), None)
                 if delay_s is None:
                     raise
             else:
                 exchange.first_byte_ms = exchange.elapsed_ms()
+                exchange.note_attempt(call, started_ms, reply=reply)
                 delay_s = None
                 if reply.status in RETRYABLE_STATUSES and reply.headers.get("x-should-retry") != "false":
-                    delay_s = self._retry.delay_s(exchange.attempts, reply.headers.get("retry-after"))
+                    delay_s = self._retry.delay_s(len(exchange.attempts), reply.headers.get("retry-after"))
                 if delay_s is None:
                     return reply
                 await reply.aclose()
@@ -197,6 +199,8 @@ class Gateway:
             body=body,
             headers=allowed_request_headers(dialect.name, inbound.headers if same_format else {}),
             stream=conversation.stream,
+            model=target.model_id,
+            conversation=exchange.session_id,
         )
         route = Route(
             caller=inbound.format,

@@ -157,6 +157,8 @@ async def _send(gateway: Gateway, inbound: Inbound, plan: Awaitable[_Outgoing]) 
             body=outgoing.body,
             headers=allowed_request_headers(provider.dialect, inbound.headers),
             stream=True,
+            model=outgoing.target.model_id,
+            conversation=exchange.session_id,
         )
         nothing = Conversation(format=inbound.format.name, model=outgoing.model, messages=())
         route = Route(caller=outgoing.format, provider=outgoing.format, conversation=nothing)

@@ -79,6 +79,33 @@ class Call:
     credentials: Credentials | None = None
     stream: bool = False
     deadline_s: float | None = None
+    """Seconds from now within which the whole answer must have come; None: the forwarder's own bound alone."""
+    model: str = ""
+    conversation: str = ""
+    """Names the conversation, so that all its turns use the same one of a provider's keys."""
+    key_bound: bool = False
+    """The history holds reasoning that only the account which made it can read: no other key may be tried."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One call to a provider on behalf of a request, as it is traced.
+
+    Attributes:
+        key: the label of the provider's key, never the secret; None where the call carried its own or needed none.
+        status: the HTTP status of its head; None when there was no head.
+        error_code: the gateway's word for what went wrong; None when nothing did.
+        started_ms: when it was sent, after the request's start.
+        took_ms: until its head was there, or its failure.
+    """
+
+    provider: str
+    model: str
+    key: str | None = None
+    status: int | None = None
+    error_code: str | None = None
+    started_ms: float = 0.0
+    took_ms: float = 0.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -91,6 +118,8 @@ class UpstreamReply:
     status: int
     headers: Mapping[str, str]
     chunks: AsyncIterator[bytes]
+    key: str | None = None
+    """The label of the provider's key that was used; None where the call carried its own or needed none."""
 
     async def aclose(self) -> None:
         """Drop the rest of the body and cancel the provider's work."""

@@ -18,24 +18,31 @@ MAY_IMPORT: dict[str, set[str]] = {
     "conversation": set(),
     "types": {"errors", "conversation"},
     "config": {"errors"},
+    "metrics": set(),
     "formats": {"errors", "conversation", "types"},
-    "providers": {"errors", "conversation", "types"},
-    "store": {"errors", "conversation", "types"},
-    "traces": {"errors", "conversation", "types"},
+    "providers": {"errors", "conversation", "types", "metrics"},
+    "store": {"errors", "conversation", "types", "metrics"},
+    "traces": {"errors", "conversation", "types", "metrics"},
+    "models": {"errors", "conversation", "types"},
     "sessions": {"conversation"},
     "tokens": {"conversation"},
     "exchange": {"errors", "conversation", "types", "traces", "providers", "tokens"},
     "relay": {"errors", "conversation", "types", "formats", "exchange"},
-    "gateway": {"errors", "conversation", "types", "formats", "providers", "traces", "exchange", "relay", "sessions"},
+    "gateway": {
+        "errors", "conversation", "types", "metrics", "formats", "models", "providers", "traces", "exchange", "relay",
+        "sessions",
+    },
     "passthrough": {
         "errors", "conversation", "types", "formats", "providers", "exchange", "relay", "gateway", "sessions", "tokens",
     },
-    "service": {"errors", "types", "config", "providers", "store", "traces", "gateway"},
+    "service": {"errors", "types", "config", "metrics", "models", "providers", "store", "traces", "gateway"},
     "api": {
         "errors", "conversation", "types", "formats", "providers", "store", "gateway", "relay", "passthrough",
-        "service",
+        "service", "metrics",
     },
-    "cli": {"errors", "conversation", "types", "config", "formats", "providers", "store", "traces", "service"},
+    "cli": {
+        "errors", "conversation", "types", "config", "metrics", "formats", "providers", "store", "traces", "service",
+    },
 }  # fmt: skip
 
 # Foreign library -> where alone it may be imported.
@@ -52,6 +59,10 @@ HOMES: dict[str, tuple[str, ...]] = {
     "genai_prices": ("traces",),
     "pydantic": ("config", "api"),
     "typer": ("cli",),
+    "prometheus_client": ("metrics",),
+    "limits": ("store",),
+    "redis": ("store",),
+    "asyncpg": ("store",),
     "ray": (),
 }
 
