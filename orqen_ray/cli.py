@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,30 +14,30 @@ import msgspec
 import typer
 
 from orqen_ray.config import Settings, SettingsError, load_secrets, load_settings, read_environment
-from orqen_ray.conversation import Conversation, Message, Text, Usage
 from orqen_ray.errors import BadRequest, GatewayError, NotFound
-from orqen_ray.formats.paths import chat_path
-from orqen_ray.formats.registry import FORMATS
-from orqen_ray.providers.catalog import Catalog, Model, Provider, check_base_url, load_catalog
-from orqen_ray.providers.credentials import EnvironmentCredentials
-from orqen_ray.service import open_database, open_forwarder
+from orqen_ray.probe import probe
+from orqen_ray.providers.catalog import Catalog, Provider, check_base_url, load_catalog
+from orqen_ray.providers.credentials import EnvironmentCredentials, LayeredCredentials
+from orqen_ray.service import open_database
+from orqen_ray.store.cipher import Cipher, load_cipher
 from orqen_ray.store.database import Database
 from orqen_ray.store.keys import KeyRecord, Keys
-from orqen_ray.store.secrets import ProviderSecrets, load_cipher
-from orqen_ray.traces.cost import cost_usd
-from orqen_ray.types import AwsCredentials, Call, Credentials, UpstreamReply
+from orqen_ray.store.rotation import rotate
+from orqen_ray.store.secrets import ProviderSecrets
+from orqen_ray.store.token_counts import TokenCounts
+from orqen_ray.types import AwsCredentials, Credentials
 
 T = TypeVar("T")
 
-_PROBE_DEADLINE_S = 30.0
-_MAX_PROBE_TOKENS = 16  # the least that OpenAI's newer models accept
 _EXPIRES_DAYS_MAX = 36_500
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 keys_app = typer.Typer(no_args_is_help=True, help="The keys that callers of the gateway hold.")
 providers_app = typer.Typer(no_args_is_help=True, help="The credentials with which the gateway calls providers.")
 app.add_typer(keys_app, name="keys")
+secrets_app = typer.Typer(no_args_is_help=True, help="The key that seals the credentials of providers.")
 app.add_typer(providers_app, name="providers")
+app.add_typer(secrets_app, name="secrets")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 ProviderName = Annotated[str, typer.Argument(help="The provider's name, as in the catalog or the configuration.")]
@@ -53,10 +52,13 @@ class _Store:
     def keys(self) -> Keys:
         return Keys(self.database)
 
-    async def secrets(self) -> ProviderSecrets:
+    async def cipher(self) -> Cipher:
         secret_key = load_secrets().secret_key
         given = secret_key.get_secret_value() if secret_key else None
-        return ProviderSecrets(self.database, await asyncio.to_thread(load_cipher, self.database.url, given))
+        return await asyncio.to_thread(load_cipher, self.database.url, given)
+
+    async def secrets(self) -> ProviderSecrets:
+        return ProviderSecrets(self.database, await self.cipher())
 
     def catalog(self) -> Catalog:
         try:
@@ -73,13 +75,22 @@ def create_key(
     name: Annotated[str, typer.Argument(help="Whose key it is; shown in lists.")],
     admin: Annotated[bool, typer.Option("--admin", help="Kept with the key, for the account API to come.")] = False,
     expires_in_days: Annotated[int | None, typer.Option(min=1, max=_EXPIRES_DAYS_MAX, help="Default: never.")] = None,
-    rate_limit_rpm: Annotated[int, typer.Option(min=0, help="Kept with the key; not enforced yet.")] = 0,
+    rate_limit_rpm: Annotated[int, typer.Option(min=0, help="Requests a minute; 0: no limit.")] = 0,
+    daily_token_budget: Annotated[int, typer.Option(min=0, help="Billed tokens a UTC day; 0: no limit.")] = 0,
+    weekly_token_budget: Annotated[int, typer.Option(min=0, help="Billed tokens a week from Monday; 0: no limit.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Make a key and print its secret, this once."""
     expires_at = None if expires_in_days is None else datetime.now(UTC) + timedelta(days=expires_in_days)
     record, secret = _run(
-        lambda store: store.keys.create(name, admin=admin, expires_at=expires_at, rate_limit_rpm=rate_limit_rpm)
+        lambda store: store.keys.create(
+            name,
+            admin=admin,
+            expires_at=expires_at,
+            rate_limit_rpm=rate_limit_rpm,
+            daily_token_budget=daily_token_budget,
+            weekly_token_budget=weekly_token_budget,
+        )
     )
     if as_json:
         _print_json(msgspec.to_builtins(record) | {"secret": secret})
@@ -89,16 +100,22 @@ def create_key(
 
 @keys_app.command("list")
 def list_keys(as_json: AsJson = False) -> None:
-    """List all keys, revoked ones too; never their secrets."""
-    records = _run(lambda store: store.keys.list())
+    """List all keys, revoked ones too, with their limits and the tokens of this UTC day; never their secrets."""
+
+    async def listed(store: _Store) -> list[tuple[KeyRecord, int]]:
+        keys, today = await store.keys.list(), datetime.now(UTC).date()
+        used = await TokenCounts(store.database).since(today, [key.id for key in keys])
+        return [(key, used[key.id].get(today, 0)) for key in keys]
+
+    found = _run(listed)
     if as_json:
-        _print_json(records)
+        _print_json([msgspec.to_builtins(key) | {"tokens_today": tokens} for key, tokens in found])
         return
     rows = [
-        (key.id, key.name, key.preview, "admin" if key.is_admin else "", _state(key), _day(key.created_at))
-        for key in records
+        (key.id, key.name, key.preview, "admin" if key.is_admin else "", _state(key), _limits(key), str(tokens))
+        for key, tokens in found
     ]
-    _print_table(("ID", "NAME", "SECRET", "ROLE", "STATE", "CREATED"), rows)
+    _print_table(("ID", "NAME", "SECRET", "ROLE", "STATE", "LIMITS", "TOKENS TODAY"), rows)
 
 
 @keys_app.command("revoke")
@@ -126,9 +143,10 @@ def connect_provider(
     aws: Annotated[bool, typer.Option("--aws", help="AWS keys instead of an API key (Bedrock).")] = False,
     region: Annotated[str | None, typer.Option(help="AWS region (Bedrock).")] = None,
     base_url: Annotated[str | None, typer.Option(help="Call this address instead of the catalog's.")] = None,
+    label: Annotated[str, typer.Option(help="Tells several keys of one provider apart.")] = "default",
     as_json: AsJson = False,
 ) -> None:
-    """Store a provider's credentials, sealed, in place of any that it has.
+    """Store a provider's credentials, sealed, in place of those with the same label.
 
     The secret comes from --api-key-env, else from standard input or a hidden prompt; never from the command line.
     With --aws: from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN when set, else one a line.
@@ -145,6 +163,7 @@ def connect_provider(
             aws=_read_aws_keys() if aws else None,
             region=region,
             base_url=address,
+            label=label,
         )
         return await secrets.put(name, credentials)
 
@@ -161,11 +180,12 @@ def list_providers(as_json: AsJson = False) -> None:
 
     async def connected(store: _Store) -> list[dict[str, Any]]:
         catalog = store.catalog()
-        stored = {row.provider: msgspec.to_builtins(row) for row in await (await store.secrets()).list()}
+        stored = await (await store.secrets()).list()
         in_environment = await EnvironmentCredentials(catalog, read_environment()).names()
-        rows = [row | {"source": "store"} for row in stored.values()]
-        rows += [{"provider": name, "source": "environment"} for name in sorted(in_environment - stored.keys())]
-        known = stored.keys() | in_environment
+        rows = [msgspec.to_builtins(row) | {"source": "store"} for row in stored]
+        names = {row.provider for row in stored}
+        rows += [{"provider": name, "source": "environment"} for name in sorted(in_environment - names)]
+        known = names | in_environment
         for provider in catalog.providers.values():
             if provider.name not in known and (provider.embedded or provider.configured):
                 source = "missing" if provider.needs_credentials else "none needed"
@@ -176,7 +196,7 @@ def list_providers(as_json: AsJson = False) -> None:
     if as_json:
         _print_json(rows)
         return
-    columns = ("provider", "source", "preview", "region", "base_url")
+    columns = ("provider", "source", "label", "preview", "region", "base_url")
     _print_table([c.upper() for c in columns], [[row.get(c) or "" for c in columns] for row in rows])
 
 
@@ -186,98 +206,78 @@ def test_provider(
     model: Annotated[str | None, typer.Option(help="Ask this model for a few tokens instead.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make one cheap call to a provider.
+    """Make one cheap call to a provider with each of its keys.
 
     It asks for the list of models, which costs nothing, or else the cheapest model of its row for a few tokens.
     """
-    result = _run(lambda store: _test(store, name, model))
+
+    async def test(store: _Store) -> list[dict[str, Any]]:
+        catalog = store.catalog()
+        provider = _provider(catalog, name)
+        environment = EnvironmentCredentials(catalog, read_environment())
+        credentials = await LayeredCredentials(await store.secrets(), environment).get(name)
+        return [await probe(catalog, provider, each, model) for each in credentials or (None,)]
+
+    results = _run(test)
     if as_json:
-        _print_json(result)
-    elif result["ok"]:
-        typer.echo(f"{name} answers: {result['call']}, HTTP {result['status']}, {result['took_ms']:.0f} ms")
-    else:
-        typer.echo(f"error: {name}: {result['call']}: {result['message']}", err=True)
-    raise typer.Exit(0 if result["ok"] else 1)
+        worst = next((result for result in results if not result["ok"]), results[0])
+        _print_json(worst | {"keys": results})
+    for result in () if as_json else results:
+        key = f" (key {result['label']})" if len(results) > 1 else ""
+        if result["ok"]:
+            typer.echo(f"{name}{key} answers: {result['call']}, HTTP {result['status']}, {result['took_ms']:.0f} ms")
+        else:
+            typer.echo(f"error: {name}{key}: {result['call']}: {result['message']}", err=True)
+    raise typer.Exit(0 if all(result["ok"] for result in results) else 1)
 
 
 @providers_app.command("disconnect")
-def disconnect_provider(name: ProviderName, as_json: AsJson = False) -> None:
+def disconnect_provider(
+    name: ProviderName,
+    label: Annotated[str | None, typer.Option(help="Only the credentials with this label; default: all.")] = None,
+    as_json: AsJson = False,
+) -> None:
     """Forget a provider's stored credentials; running gateways follow within 5 seconds."""
 
-    async def disconnect(store: _Store) -> bool:
-        if not await (await store.secrets()).delete(name):
-            raise NotFound(f"{name!r} has no stored credentials; `orqen providers list` shows where they come from")
-        return name in await EnvironmentCredentials(store.catalog(), read_environment()).names()
+    async def disconnect(store: _Store) -> tuple[list[str], bool]:
+        secrets = await store.secrets()
+        if not await secrets.delete(name, label):
+            which = f"with the label {label!r}" if label else "of its own"
+            raise NotFound(f"{name!r} has no stored credentials {which}; `orqen providers list` shows what there is")
+        left = [row.label for row in await secrets.list() if row.provider == name]
+        return left, name in await EnvironmentCredentials(store.catalog(), read_environment()).names()
 
-    in_environment = _run(disconnect)
+    left, in_environment = _run(disconnect)
     if as_json:
-        _print_json({"provider": name, "disconnected": True, "in_environment": in_environment})
+        _print_json({"provider": name, "disconnected": True, "labels": left, "in_environment": in_environment})
         return
     hint = ", but it stays connected by the environment's" if in_environment else ""
-    typer.echo(f"The stored credentials of {name} are forgotten{hint}.")
+    hint = f"; it keeps those labelled {', '.join(left)}" if left else hint
+    typer.echo(f"The stored credentials {label + ' ' if label else ''}of {name} are forgotten{hint}.")
 
 
-# --- The test call ----------------------------------------------------------------------------------------------
+# --- orqen secrets ----------------------------------------------------------------------------------------------
 
 
-async def _test(store: _Store, name: str, model: str | None) -> dict[str, Any]:
-    catalog = store.catalog()
-    provider = _provider(catalog, name)
-    call = _test_call(catalog, provider, model)
-    forwarder = await open_forwarder(store.settings, store.database)
-    result: dict[str, Any] = {"provider": name, "call": f"{call.method} {call.path}", "ok": False, "status": None}
-    started_s = time.perf_counter()
-    try:
-        reply = await forwarder.send(call)
-        message = await _complaint(provider, reply)
-        result |= {"ok": message is None, "status": reply.status}
-    except GatewayError as error:
-        message = error.message
-    finally:
-        await forwarder.aclose()
-    return result | {"took_ms": (time.perf_counter() - started_s) * 1000, "message": message}
+@secrets_app.command("rotate")
+def rotate_secrets(as_json: AsJson = False) -> None:
+    """Seal all stored credentials with the newest key; running gateways go on meanwhile.
 
+    The newest key is the first of ORQEN_SECRET_KEY, or a new one that is put into the file secret.key.
+    """
 
-def _test_call(catalog: Catalog, provider: Provider, model: str | None) -> Call:
-    if model is None and "models" in provider.families:
-        path = "/v1/models" if provider.dialect == "anthropic_messages" else "/models"
-        return Call(provider=provider.name, method="GET", path=path, body=b"", deadline_s=_PROBE_DEADLINE_S)
-    model = model or _cheapest(provider)
-    conversation = Conversation(
-        format=provider.dialect,
-        model=model,
-        messages=(Message(role="user", blocks=(Text(text="Hi"),)),),
-        max_tokens=_MAX_PROBE_TOKENS,
-    )
-    written = FORMATS[provider.dialect].write_request(conversation, model, catalog.capabilities(provider.name, model))
-    return Call(
-        provider=provider.name,
-        path=chat_path(provider.dialect, model, stream=False),
-        body=msgspec.json.encode(written.body),
-        deadline_s=_PROBE_DEADLINE_S,
-    )
+    async def work(store: _Store) -> Any:
+        return await rotate(store.database, await store.cipher())
 
-
-def _cheapest(provider: Provider) -> str:
-    def price_usd(model: Model) -> float:
-        own = model.input_usd_per_mtok
-        price = cost_usd(provider.name, model.id, Usage(input_tokens=10**6)) if own is None else own
-        return float("inf") if price is None else price
-
-    if not provider.models:
-        raise BadRequest(f"the row of {provider.name!r} lists no model: name one with --model")
-    return min(provider.models, key=price_usd).id
-
-
-async def _complaint(provider: Provider, reply: UpstreamReply) -> str | None:
-    """What the provider said against the call; None when it answered it."""
-    body = b"".join([chunk async for chunk in reply.chunks])
-    if reply.status < 400:
-        return None
-    said = FORMATS[provider.dialect].read_error(reply.status, reply.headers, body).message
-    cure = f"; store other credentials: orqen providers connect {provider.name}" if reply.status in (401, 403) else ""
-    visible = "".join(character if character.isprintable() else " " for character in said)
-    return f"HTTP {reply.status}: {visible}{cure}"
+    done = _run(work)
+    if as_json:
+        _print_json(done)
+        return
+    typer.echo(f"{done.resealed} of {done.credentials} stored credentials were sealed anew with the newest key.")
+    if done.new_key:
+        typer.echo("secret.key holds the new key alone: back it up.")
+    else:
+        typer.echo("Every other key can now be taken out of ORQEN_SECRET_KEY.")
 
 
 # --- Reading what is given --------------------------------------------------------------------------------------
@@ -376,6 +376,11 @@ def _state(key: KeyRecord) -> str:
     if key.expires_at is None:
         return "active"
     return f"{'expired' if key.expires_at <= datetime.now(UTC) else 'active until'} {_day(key.expires_at)}"
+
+
+def _limits(key: KeyRecord) -> str:
+    limits = ((key.rate_limit_rpm, "rpm"), (key.daily_token_budget, "a day"), (key.weekly_token_budget, "a week"))
+    return ", ".join(f"{limit} {unit}" for limit, unit in limits if limit)
 
 
 def _day(time: datetime) -> str:

@@ -28,6 +28,7 @@ _OVERRIDES = {
     "ORQEN_PORT": ("server", "port"),
     "ORQEN_DATABASE_URL": ("storage", "database_url"),
     "ORQEN_TRACES_URI": ("storage", "traces_uri"),
+    "ORQEN_REDIS_URL": ("storage", "redis_url"),
 }
 VARIABLES = ("ORQEN_CONFIG", *_OVERRIDES, *_SECRET_VARIABLES.values())
 """Every environment variable that the gateway itself reads; those of providers are named by their rows."""
@@ -54,6 +55,12 @@ def _absolute(location: str) -> str:
     if scheme.startswith("sqlite") and path.startswith("/") and not path.startswith("//") and path != "/:memory:":
         return f"{scheme}:///{Path(path[1:]).absolute()}"
     return location
+
+
+def _redis(url: str | None) -> str | None:
+    if url is not None and not url.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("expected redis://HOST:PORT/NUMBER, rediss:// (TLS) or unix:///PATH")
+    return url
 
 
 class _Section(BaseModel):
@@ -100,6 +107,8 @@ class StorageSettings(_Section):
         default="sqlite+aiosqlite:///data/orqen.db", min_length=1, repr=False
     )
     traces_uri: Annotated[str, AfterValidator(_absolute)] = Field(default="data/traces", min_length=1)
+    redis_url: Annotated[str | None, AfterValidator(_redis)] = Field(default=None, repr=False)
+    outage_grace_s: float = Field(default=3600, ge=0, le=604_800, allow_inf_nan=False)
 
 
 class OptimizationSettings(_Section):

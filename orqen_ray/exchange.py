@@ -17,6 +17,7 @@ from orqen_ray.types import Attempt, Call, UpstreamReply
 
 _CHARS_PER_TOKEN = 4
 _MAX_HEADER_CHARS = 1024
+_ATTACHMENT = re.compile(rb"[A-Za-z0-9+/=]{1000,}")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,10 +45,14 @@ class Exchange:
     overhead_ms: float | None = None
     first_byte_ms: float | None = None
     conversation: Conversation | None = field(default=None, repr=False)
+    unread_body: bytes = field(default=b"", repr=False)
+    """The JSON of a call that is passed through, for an estimate should its caller leave before the usage comes."""
     facts: Facts = field(default_factory=Facts)
     client_disconnected: bool = False
     prices_usd_per_mtok: tuple[float, float] | None = None
     estimate_usage: bool = True
+    billed: bool = True
+    """Whether its usage is new: a stored answer that is read again tells that of the call which made it."""
 
     def elapsed_ms(self) -> float:
         return (time.perf_counter() - self.started_s) * 1000
@@ -88,7 +93,11 @@ class Exchange:
 
     def estimated_usage(self) -> Usage:
         """A usage by characters, for a provider that gives none. The size of a picture says nothing of its tokens."""
-        pictures = [] if self.conversation is None else inline_pictures(self.conversation)
+        if self.conversation is None:
+            text_bytes = len(_ATTACHMENT.sub(b"", self.unread_body))
+            output_tokens = self.facts.output_chars // _CHARS_PER_TOKEN
+            return Usage(input_tokens=text_bytes // _CHARS_PER_TOKEN, output_tokens=output_tokens)
+        pictures = inline_pictures(self.conversation)
         text_bytes = max(self.request_bytes - sum(map(len, pictures)), 0)
         return Usage(
             input_tokens=text_bytes // _CHARS_PER_TOKEN + TOKENS_PER_IMAGE * len(pictures),
@@ -147,15 +156,22 @@ class Exchange:
             client_disconnected=self.client_disconnected,
         )
 
+    def billed_tokens(self) -> int:
+        """Tokens that count against the key's budgets: as the provider counts them, else as estimated."""
+        usage, _ = self._usage() if self.billed else (Usage(), None)
+        return usage.prompt_tokens + usage.output_tokens
+
     def _usage(self) -> tuple[Usage, str | None]:
         """The tokens of the call, and who counted them: the provider, an estimate, or nobody."""
         usage, seen_tokens = self.facts.usage, self.facts.output_chars // _CHARS_PER_TOKEN
-        if usage is not None and self.stream and self.facts.stop_reason is None and usage.output_tokens < seen_tokens:
+        cut = self.facts.stop_reason is None and (self.stream or self.client_disconnected)
+        if usage is not None and cut and usage.output_tokens < seen_tokens:
             # A stream that was cut off: Anthropic's first event counts the input, and next to nothing of the output.
             return replace(usage, output_tokens=seen_tokens), "estimated"
         if usage is not None:
             return usage, "provider"
-        if self.estimate_usage and 200 <= self.status < 300:
+        if (self.estimate_usage or self.client_disconnected) and 200 <= self.status < 300:
+            # Other families tell their usage at the end only: a caller who leaves before it is not served for nothing.
             return self.estimated_usage(), "estimated"
         return Usage(), None
 

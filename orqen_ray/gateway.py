@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -77,11 +77,20 @@ class RetryPolicy:
 class Gateway:
     """Serves chat requests of all formats. One per process; holds no state of a request."""
 
-    def __init__(self, catalog: Catalog, upstream: Upstream, traces: TraceWriter, retry: RetryPolicy) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        upstream: Upstream,
+        traces: TraceWriter,
+        retry: RetryPolicy,
+        spend: Callable[[str, int], None] = lambda key_id, tokens: None,
+    ) -> None:
+        """Args: spend: told after each request which key has used how many billed tokens."""
         self.catalog = catalog
         self.upstream = upstream
         self._traces = traces
         self._retry = retry
+        self._spend = spend
 
     async def converse(self, inbound: Inbound) -> Answer:
         """Answer a chat request. The caller of this method must close the answer.
@@ -152,8 +161,9 @@ class Gateway:
         self.record(exchange)
 
     def record(self, exchange: Exchange) -> None:
-        """Write the trace row; never fails the request."""
+        """Write the trace row and count the tokens; never fails the request."""
         self._traces.write(exchange.trace())
+        self._spend(exchange.key_id, exchange.billed_tokens())
 
     def _read(self, inbound: Inbound, payload: JsonObject) -> Conversation:
         own = own_fields(payload) if inbound.format.name == "openai_chat" else ()

@@ -56,9 +56,9 @@ async def _family_call(gateway: Gateway, inbound: Inbound, path: str, family: st
     if not body:
         target = Resolved(provider=await _only_provider(gateway, family), model_id="")
         return _Outgoing(model="", target=target, path=path, body=b"", format=OPENAI_FAMILY, method=method)
-    content_type = inbound.headers.get("content-type", "")
-    is_form = content_type.lower().startswith("multipart/form-data")
-    if is_form:  # its parser takes its time
+    form = _is_form(inbound)
+    if form:  # its parser takes its time
+        content_type = inbound.headers["content-type"]
         model, start, end = await asyncio.to_thread(multipart_model, body, content_type)
     else:
         model = json_model(decode_object(body))
@@ -70,10 +70,12 @@ async def _family_call(gateway: Gateway, inbound: Inbound, path: str, family: st
         )
     if model != target.model_id:
         new = target.model_id
-        body = (
-            body[:start] + new.encode() + body[end:] if is_form else splice(body, {"model": msgspec.json.encode(new)})
-        )
+        body = body[:start] + new.encode() + body[end:] if form else splice(body, {"model": msgspec.json.encode(new)})
     return _Outgoing(model=model, target=target, path=path, body=body, format=OPENAI_FAMILY, method=method)
+
+
+def _is_form(inbound: Inbound) -> bool:
+    return inbound.headers.get("content-type", "").lower().startswith("multipart/form-data")
 
 
 def _offers(provider: Provider, family: str) -> bool:
@@ -146,8 +148,10 @@ async def _send(gateway: Gateway, inbound: Inbound, plan: Awaitable[_Outgoing]) 
     )
     try:
         outgoing = await plan
+        exchange.billed = outgoing.method == "POST"
         provider = outgoing.target.provider
         exchange.requested_model, exchange.request_bytes = outgoing.model, len(outgoing.body)
+        exchange.unread_body = b"" if _is_form(inbound) else outgoing.body
         exchange.note_target(outgoing.target)
         call = Call(
             provider=provider.name,

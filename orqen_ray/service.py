@@ -6,18 +6,26 @@ import asyncio
 from dataclasses import dataclass
 
 from orqen_ray.config import Settings, load_secrets, read_environment
-from orqen_ray.errors import BadRequest
+from orqen_ray.errors import BadRequest, StoreUnavailable
 from orqen_ray.gateway import Gateway, RetryPolicy
+from orqen_ray.metrics import Metrics
 from orqen_ray.providers.catalog import Catalog, load_catalog
 from orqen_ray.providers.credentials import EnvironmentCredentials, LayeredCredentials
 from orqen_ray.providers.forward import Forwarder, Timeouts
 from orqen_ray.store.authenticator import KeyCache
+from orqen_ray.store.budgets import Budgets
+from orqen_ray.store.cipher import Cipher, load_cipher
 from orqen_ray.store.database import Database
 from orqen_ray.store.keys import KeyRecord, Keys
-from orqen_ray.store.secrets import Cipher, ProviderSecrets, load_cipher
+from orqen_ray.store.rate_limits import RateLimits
+from orqen_ray.store.secrets import ProviderSecrets
+from orqen_ray.store.token_counts import TokenCounts
 from orqen_ray.traces.cost import load_prices
 from orqen_ray.traces.writer import TraceWriter
 from orqen_ray.types import Upstream
+
+_KEY_TTL_S = 4.0  # a revocation must take effect within 5 s
+_READY_WITHIN_S = 1.0
 
 
 @dataclass(slots=True)
@@ -30,6 +38,8 @@ class Service:
     keys: Keys
     gateway: Gateway
     _key_cache: KeyCache
+    _rate_limits: RateLimits
+    _budgets: Budgets
     _traces: TraceWriter
     _forwarder: Forwarder | None
 
@@ -45,15 +55,37 @@ class Service:
         """
         return await self._key_cache.authenticate(secret)
 
+    async def admit(self, key: KeyRecord) -> None:
+        """Count a request of `key` against its limits.
+
+        Raises:
+            Overloaded: its minute is full or a budget is spent.
+        """
+        await self._budgets.check(key)
+        await self._rate_limits.check(key)
+
     async def ready(self) -> bool:
-        """Whether a request could be served now: the way to the providers answers, and so does the store."""
+        """Whether a request could be served now: the way to the providers answers, and so does the store.
+
+        While the store is away, a process that knows keys still serves their callers: an outage of the database must
+        not take every replica out of rotation at once.
+        """
         await self.gateway.upstream.connected()
-        await self.keys.count()
+        if self._key_cache.can_serve() and not self.database.reads.may_ask():
+            return True
+        try:
+            async with asyncio.timeout(_READY_WITHIN_S):
+                await self.keys.count()
+        except (StoreUnavailable, TimeoutError):
+            if not self._key_cache.can_serve():
+                raise
         return True
 
     async def aclose(self) -> None:
         """Write what is pending and let go of every connection."""
         await self._traces.aclose()
+        await self._budgets.aclose()
+        await self._rate_limits.aclose()
         if self._forwarder is not None:
             await self._forwarder.aclose()
         await self.database.aclose()
@@ -61,7 +93,8 @@ class Service:
 
 async def open_service(settings: Settings, upstream: Upstream | None = None) -> Service:
     """Open the store, the trace log and, without `upstream`, a forwarder in this process."""
-    database = await open_database(settings)
+    metrics = Metrics()
+    database = await open_database(settings, metrics)
     catalog = load_catalog(settings.operator_rows())
     forwarder = None
     if upstream is None:
@@ -72,13 +105,17 @@ async def open_service(settings: Settings, upstream: Upstream | None = None) -> 
     await traces.start()
     await asyncio.to_thread(load_prices)
     retry = RetryPolicy(**settings.retries.model_dump())
+    budgets = Budgets(TokenCounts(database), metrics)
+    budgets.start()
     return Service(
         settings=settings,
         catalog=catalog,
         database=database,
         keys=keys,
-        gateway=Gateway(catalog, upstream, traces, retry),
-        _key_cache=KeyCache(keys, ttl_s=4.0),  # a revocation must take effect within 5 s
+        gateway=Gateway(catalog, upstream, traces, retry, budgets.spend),
+        _key_cache=KeyCache(keys, database.reads, _KEY_TTL_S, settings.storage.outage_grace_s),
+        _rate_limits=RateLimits(settings.storage.redis_url, metrics),
+        _budgets=budgets,
         _traces=traces,
         _forwarder=forwarder,
     )
@@ -115,9 +152,9 @@ async def _ensure_bootstrap_key(keys: Keys) -> None:
             raise BadRequest(f"ORQEN_BOOTSTRAP_KEY: {error}") from None
 
 
-async def open_database(settings: Settings) -> Database:
+async def open_database(settings: Settings, metrics: Metrics | None = None) -> Database:
     """The store, brought to its newest shape."""
-    database = Database(settings.storage.database_url)
+    database = Database(settings.storage.database_url, metrics)
     await database.migrate()
     return database
 
@@ -126,7 +163,7 @@ async def open_forwarder(settings: Settings, database: Database, catalog: Catalo
     """The way to the providers, with the secrets of the store first and those of the environment after them."""
     catalog = catalog or load_catalog(settings.operator_rows())
     cipher = await asyncio.to_thread(_cipher, settings)
-    stored = ProviderSecrets(database, cipher)
+    stored = ProviderSecrets(database, cipher, _KEY_TTL_S, settings.storage.outage_grace_s)
     credentials = LayeredCredentials(stored, EnvironmentCredentials(catalog, read_environment()))
     return Forwarder(catalog, credentials, Timeouts(**settings.timeouts.model_dump()))
 

@@ -60,6 +60,8 @@ class Credentials:
     aws: AwsCredentials | None = None
     region: str | None = None
     base_url: str | None = None
+    label: str = "default"
+    """Tells the several secrets of one provider apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

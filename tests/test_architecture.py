@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "passthrough": {
         "errors", "conversation", "types", "formats", "providers", "exchange", "relay", "gateway", "sessions", "tokens",
     },
+    "probe": {"errors", "conversation", "types", "formats", "providers", "traces"},
     "service": {"errors", "types", "config", "metrics", "models", "providers", "store", "traces", "gateway"},
     "api": {
         "errors", "conversation", "types", "formats", "providers", "store", "gateway", "relay", "passthrough",
@@ -42,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "cli": {
         "errors", "conversation", "types", "config", "metrics", "formats", "providers", "store", "traces", "service",
+        "probe",
     },
 }  # fmt: skip
 

@@ -78,6 +78,8 @@ class Endpoint:
         client = _Client(send, request_id)
         try:
             key = await self._service.authenticate(secret_of(headers))
+            if scope["method"] == "POST":
+                await self._service.admit(key)
             check_content(headers, forms=self._forms)
             body = await read_body(receive, headers, self._service.max_body_bytes)
             request = Request(scope=scope, headers=headers, body=body, key=key, request_id=request_id, format=format_)

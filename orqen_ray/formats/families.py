@@ -18,6 +18,8 @@ from orqen_ray.formats.format import Format, StreamWriter
 from orqen_ray.formats.openai_chat.format import OPENAI_CHAT
 from orqen_ray.formats.sse import Frames, parse_frame, write_frame
 
+_CHARS_PER_PIECE = 4
+
 FAMILIES = frozenset(
     {"responses", "embeddings", "completions", "images", "audio", "moderations", "rerank", "ocr", "videos"}
 )
@@ -92,6 +94,12 @@ class UsageScanner:
     def _scan(self, frame: bytes) -> None:
         if b'"usage"' in frame:
             self._read(parse_frame(frame)[1])
+        elif b'delta"' in frame:
+            self._count_piece()
+
+    def _count_piece(self) -> None:
+        """A piece of text is about a token: all that is known of a stream that ends before its usage."""
+        self.facts = replace(self.facts, output_chars=self.facts.output_chars + _CHARS_PER_PIECE)
 
     def _read(self, data: bytes) -> None:
         self.facts = replace(self.facts, usage=_later(self.facts.usage, usage_of(_decoded(data))))
@@ -126,6 +134,8 @@ class InvokeScanner(UsageScanner):
             return
         if b'"usage"' in data:
             self._read(data)
+        elif b'delta"' in data:
+            self._count_piece()
 
 
 class _ErrorFrameWriter:

@@ -21,8 +21,8 @@ _REDACTED = b"[redacted]"
 class CredentialSource(Protocol):
     """A place that holds secrets of providers. Both methods are called for each request: answer from memory."""
 
-    async def get(self, provider: str) -> Credentials | None:
-        """The secret of `provider`, if it is here."""
+    async def get(self, provider: str) -> tuple[Credentials, ...]:
+        """The secrets of `provider` that are here, always in the same order; none: an empty tuple."""
         ...
 
     async def names(self) -> frozenset[str]:
@@ -36,11 +36,11 @@ class LayeredCredentials:
     def __init__(self, *sources: CredentialSource) -> None:
         self._sources = sources
 
-    async def get(self, provider: str) -> Credentials | None:
+    async def get(self, provider: str) -> tuple[Credentials, ...]:
         for source in self._sources:
-            if (found := await source.get(provider)) is not None:
+            if found := await source.get(provider):
                 return found
-        return None
+        return ()
 
     async def names(self) -> frozenset[str]:
         return frozenset().union(*[await source.names() for source in self._sources])
@@ -63,11 +63,11 @@ class EnvironmentCredentials:
         )
         self._chain = _AwsChain()
 
-    async def get(self, provider: str) -> Credentials | None:
+    async def get(self, provider: str) -> tuple[Credentials, ...]:
         if provider in self._chained:
             aws = await self._chain.get()
-            return Credentials(aws=aws) if aws is not None else None
-        return self._fixed.get(provider)
+            return () if aws is None else (Credentials(aws=aws),)
+        return (self._fixed[provider],) if provider in self._fixed else ()
 
     async def names(self) -> frozenset[str]:
         chained = self._chained if self._chained and await self._chain.get() is not None else frozenset()

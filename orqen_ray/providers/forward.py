@@ -85,7 +85,7 @@ class Forwarder:
             )
         if provider.embedded:
             return sandbox.answer(call)
-        stored = await self._credentials.get(provider.name)
+        stored = next(iter(await self._credentials.get(provider.name)), None)
         secret = _credentials_for(provider, call.credentials, stored)
         url = _url(provider, call, secret)
         headers = await self._headers(provider, call, secret, url)

@@ -6,18 +6,31 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from orqen_ray.errors import Unauthenticated
+from orqen_ray.errors import StoreUnavailable, Unauthenticated
 from orqen_ray.store.keys import KeyRecord, is_well_formed, sha256_hex
+from orqen_ray.store.outage import Outage, forget_failure
+
+T = TypeVar("T")
 
 _UNKNOWN_TTL_S = 1.0
 _MAX_UNKNOWN = 1000
+_LOOK_UP_S = 10.0
 
 
 class KeyFinder(Protocol):
     async def find(self, secret: str) -> KeyRecord | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A key as the database gave it when it was asked at `asked_s`."""
+
+    record: KeyRecord
+    asked_s: float
 
 
 class KeyCache:
@@ -25,23 +38,35 @@ class KeyCache:
 
     A key that was found is believed for `ttl_s`, one that was not for at most a second. The two memories are bounded
     apart, so that guesses cannot push known keys out. Many requests with one key cause one look-up.
+
+    While the database cannot be asked, a known key is believed for `grace_s` more. A request waits `patience_s` for an
+    answer that would only confirm what is known, and not at all while the store is known to be away.
     """
 
     def __init__(
         self,
         keys: KeyFinder,
+        outage: Outage | None = None,
         ttl_s: float = 5.0,
+        grace_s: float = 3600.0,
+        *,
+        patience_s: float = 0.25,
         max_entries: int = 10_000,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._keys = keys
+        self._outage = outage or Outage("database", "keys cannot be looked up", clock=clock)
         self._ttl_s = ttl_s
+        self._grace_s = grace_s
+        self._patience_s = patience_s
+        self._max_entries = max_entries
         self._clock = clock
         self._now = now
-        self._known = _Bounded(max_entries)
-        self._unknown = _Bounded(_MAX_UNKNOWN)
+        self._known: OrderedDict[str, _Known] = OrderedDict()  # the most recently used last
+        self._unknown: OrderedDict[str, float] = OrderedDict()  # until when, by their age
         self._lookups: dict[str, asyncio.Task[KeyRecord | None]] = {}
+        self._answered_s = float("-inf")
 
     async def authenticate(self, secret: str) -> KeyRecord:
         """The key that `secret` is.
@@ -61,48 +86,65 @@ class KeyCache:
             raise Unauthenticated(f"this API key expired at {record.expires_at:%Y-%m-%d %H:%M} UTC; ask for a new one")
         return record
 
+    def can_serve(self) -> bool:
+        """Whether some key would be let in without the database."""
+        return bool(self._known) and self._clock() < self._answered_s + self._ttl_s + self._grace_s
+
     async def _find(self, secret: str) -> KeyRecord | None:
-        digest = sha256_hex(secret)
-        now_s = self._clock()
-        for memory in (self._known, self._unknown):
-            hit, record = memory.get(digest, now_s)
-            if hit:
-                return record
+        digest, now_s = sha256_hex(secret), self._clock()
+        known = self._known.get(digest)
+        if known is not None:
+            self._known.move_to_end(digest)
+            if now_s < known.asked_s + self._ttl_s:
+                return known.record
+            if now_s >= known.asked_s + self._ttl_s + self._grace_s:
+                known = None
+        elif now_s < self._unknown.get(digest, now_s):
+            return None
+        try:
+            return await self._ask(secret, digest, known)
+        except StoreUnavailable:
+            if known is None:
+                raise
+            return known.record
+
+    async def _ask(self, secret: str, digest: str, known: _Known | None) -> KeyRecord | None:
+        """The answer of the database, waited for as long as it is worth.
+
+        Raises:
+            StoreUnavailable: there is none, or none in time.
+        """
+        outage = self._outage
+        doubtful = outage.away or (outage.slow and known is not None)
         lookup = self._lookups.get(digest)
         if lookup is None:
-            lookup = asyncio.create_task(self._look_up(secret, digest, now_s))
+            if doubtful and not outage.may_ask():
+                raise StoreUnavailable("the gateway's database cannot be used just now; try again in a moment")
+            lookup = asyncio.create_task(self._look_up(secret, digest))
             self._lookups[digest] = lookup
             lookup.add_done_callback(lambda _: self._lookups.pop(digest, None))
+            lookup.add_done_callback(forget_failure)
+        elif doubtful and known is not None:
+            raise StoreUnavailable("the gateway's database does not answer")
         # One caller that goes away must not take the answer from the others.
-        return await asyncio.shield(lookup)
+        return await outage.patiently(lookup, self._patience_s if known is not None or doubtful else _LOOK_UP_S)
 
-    async def _look_up(self, secret: str, digest: str, started_s: float) -> KeyRecord | None:
-        record = await self._keys.find(secret)
+    async def _look_up(self, secret: str, digest: str) -> KeyRecord | None:
         # The answer is as old as the question: a slow database must not lengthen the life of a revoked key.
+        asked_s = self._clock()
+        record = await self._keys.find(secret)
+        self._answered_s = max(self._answered_s, asked_s)
         if record is None:
-            self._unknown.put(digest, None, started_s + min(self._ttl_s, _UNKNOWN_TTL_S))
+            self._known.pop(digest, None)
+            _put(self._unknown, digest, asked_s + min(self._ttl_s, _UNKNOWN_TTL_S), _MAX_UNKNOWN)
         else:
-            self._known.put(digest, record, started_s + self._ttl_s)
+            self._unknown.pop(digest, None)
+            _put(self._known, digest, _Known(record, asked_s), self._max_entries)
         return record
 
 
-class _Bounded:
-    """The most recently used answers, each until its own time."""
-
-    def __init__(self, max_entries: int) -> None:
-        self._max_entries = max_entries
-        self._entries: OrderedDict[str, tuple[KeyRecord | None, float]] = OrderedDict()
-
-    def get(self, digest: str, now_s: float) -> tuple[bool, KeyRecord | None]:
-        record, until_s = self._entries.get(digest, (None, float("-inf")))
-        if now_s >= until_s:
-            self._entries.pop(digest, None)
-            return False, None
-        self._entries.move_to_end(digest)
-        return True, record
-
-    def put(self, digest: str, record: KeyRecord | None, until_s: float) -> None:
-        self._entries[digest] = record, until_s
-        self._entries.move_to_end(digest)
-        if len(self._entries) > self._max_entries:
-            self._entries.popitem(last=False)
+def _put(memory: OrderedDict[str, T], digest: str, value: T, max_entries: int) -> None:
+    memory[digest] = value
+    memory.move_to_end(digest)
+    if len(memory) > max_entries:
+        memory.popitem(last=False)

@@ -1,4 +1,4 @@
-"""The SQL database: its file, its connections, its migrations, and its failures as the gateway's own error."""
+"""The SQL database, SQLite or PostgreSQL: its connections, its migrations, and its failures as the gateway's own."""
 
 from __future__ import annotations
 
@@ -12,37 +12,28 @@ from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, NullPool, event, make_url
-from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
+from alembic.util import CommandError
+from sqlalchemy import URL, Connection, NullPool, event
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from orqen_ray.errors import StoreUnavailable
+from orqen_ray.metrics import Metrics
+from orqen_ray.store.database_url import parse_database_url, sqlite_path
+from orqen_ray.store.outage import Outage
 
-_BUSY_TIMEOUT_S = 5
+_COMMAND_TIMEOUT_S = 5
+_CONNECT_TIMEOUT_S = 5
 _MIGRATION_TIMEOUT_S = 60
+_POOL = {"pool_size": 5, "max_overflow": 10, "pool_timeout": _CONNECT_TIMEOUT_S, "pool_recycle": 1800}
+_MIGRATION_LOCK = 0x0C0E11  # any number that no other program takes in the same PostgreSQL database
 _WAL_RETRY_S = 0.02
 _MIGRATIONS = Path(__file__).with_name("migrations")
 
 _log = logging.getLogger(__name__)
-
-
-def sqlite_path(url: str) -> Path | None:
-    """The file of a SQLite `url`; None for another database.
-
-    Raises:
-        StoreUnavailable: not a database URL, or a SQLite one without a file.
-    """
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        raise StoreUnavailable("storage.database_url is no URL: write sqlite+aiosqlite:///data/orqen.db") from None
-    if parsed.get_backend_name() != "sqlite":
-        return None
-    if not parsed.database or parsed.database == ":memory:":
-        raise StoreUnavailable("storage.database_url names no file: write sqlite+aiosqlite:///data/orqen.db")
-    return Path(parsed.database)
 
 
 def make_private_directory(path: Path) -> None:
@@ -51,13 +42,20 @@ def make_private_directory(path: Path) -> None:
 
 
 class Database:
-    """Connections to the store. Cheap to make; connects on first use, on the running event loop."""
+    """Connections to the store. Cheap to make; connects on first use, on the running event loop.
 
-    def __init__(self, url: str) -> None:
-        """Args: url: as `sqlite+aiosqlite:///data/orqen.db`. Raises StoreUnavailable if it cannot be one."""
-        self._path = sqlite_path(url)
+    `reads` and `writes` know whether the database can be read and written just now: a full disk or a standby server
+    that has taken over still answers questions.
+    """
+
+    def __init__(self, url: str, metrics: Metrics | None = None) -> None:
+        """Args: url: as docs/settings.md describes it. Raises StoreUnavailable if it cannot be one."""
         self.url = url
-        self._engine = _engine(url, _BUSY_TIMEOUT_S)
+        self._parsed = parse_database_url(url)
+        self._engine = _engine(self._parsed, _COMMAND_TIMEOUT_S)
+        metrics = metrics or Metrics()
+        self.reads = Outage("database", "the database cannot be read", metrics)
+        self.writes = Outage("database", "the database cannot be written", metrics)
 
     async def migrate(self) -> None:
         """Bring the tables up to date, creating the database if need be. Safe when several processes start at once.
@@ -71,41 +69,50 @@ class Database:
         await self._engine.dispose()
 
     @asynccontextmanager
-    async def begin(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction: committed at the end, rolled back on an error.
+    async def begin(self, *, write: bool = False) -> AsyncIterator[AsyncConnection]:
+        """A transaction: committed at the end, rolled back on an error. `write`: it changes something.
 
         Raises:
             IntegrityError: a row exists already, for the caller to resolve.
             StoreUnavailable: any other failure of the database.
         """
-        with _failures():
+        with (self.writes if write else self.reads).watching(), _failures():
             async with self._engine.begin() as connection:
                 yield connection
 
     async def _migrate(self) -> None:
-        with _failures():
-            if self._path is not None:
-                _prepare_file(self._path)
-            engine = _engine(self.url, _MIGRATION_TIMEOUT_S, poolclass=NullPool)
-            async with engine.connect() as connection:
-                await connection.run_sync(_upgrade)
+        try:
+            with _failures():
+                if (path := sqlite_path(self.url)) is not None:
+                    _prepare_file(path)
+                engine = _engine(self._parsed, _MIGRATION_TIMEOUT_S, poolclass=NullPool)
+                async with engine.connect() as connection:
+                    await connection.run_sync(_upgrade)
+        except StoreUnavailable as error:
+            _log.error("the database cannot be brought up to date: %s", error.__cause__ or error)
+            raise
 
 
-def _engine(url: str, busy_timeout_s: int, **options: Any) -> AsyncEngine:
-    try:
-        engine = create_async_engine(url, **options)
-    except (SQLAlchemyError, ImportError):
-        raise StoreUnavailable(
-            "storage.database_url: SQLite is what this version supports, as sqlite+aiosqlite:///PATH"
-        ) from None
-    if engine.dialect.name == "sqlite":
+def _engine(url: URL, timeout_s: int, **options: Any) -> AsyncEngine:
+    # Parameters would show digests and sealed secrets in the log.
+    options = {"hide_parameters": True, **options}
+    if url.get_backend_name() == "postgresql":
+        # asyncpg reads the whole URL itself, TLS and sockets included, and no engine's text then holds a password.
+        address = url.set(drivername="postgresql").render_as_string(hide_password=False)
 
-        def configure(connection: Any, _record: object) -> None:
-            # The time-out comes first: the other statements may have to wait for a lock.
-            for pragma in (f"busy_timeout = {busy_timeout_s * 1000}", "foreign_keys = ON", "synchronous = NORMAL"):
-                connection.execute(f"PRAGMA {pragma}").close()
+        async def connect() -> Any:
+            return await asyncpg.connect(address, timeout=_CONNECT_TIMEOUT_S, command_timeout=timeout_s)
 
-        event.listen(engine.sync_engine, "connect", configure)
+        pool = {} if "poolclass" in options else {"pool_pre_ping": True, **_POOL}
+        return create_async_engine("postgresql+asyncpg://", async_creator=connect, **pool, **options)
+    engine = create_async_engine(url, **options)
+
+    def configure(connection: Any, _record: object) -> None:
+        # The time-out comes first: the other statements may have to wait for a lock.
+        for pragma in (f"busy_timeout = {timeout_s * 1000}", "foreign_keys = ON", "synchronous = NORMAL"):
+            connection.execute(f"PRAGMA {pragma}").close()
+
+    event.listen(engine.sync_engine, "connect", configure)
     return engine
 
 
@@ -138,6 +145,8 @@ def _upgrade(connection: Connection) -> None:
     if connection.dialect.name == "sqlite":
         # Takes the write lock before the version is read, so that a second process waits and then finds nothing to do.
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+    else:
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS))
     config.set_main_option("path_separator", "os")
@@ -152,7 +161,10 @@ def _failures() -> Iterator[None]:
         yield
     except IntegrityError:
         raise
-    except (SQLAlchemyError, sqlite3.Error, OSError) as error:
-        # The driver's words may hold a path or a statement: for the log only.
-        _log.error("the store failed: %s", error)
+    except CommandError as error:
+        raise StoreUnavailable(
+            "the database was made by a newer version of the gateway: start that one, or restore an older copy"
+        ) from error
+    except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, sqlite3.Error, OSError) as error:
+        # The driver's words may hold a path or an address: for the log only.
         raise StoreUnavailable("the gateway's database cannot be used; see its log and storage.database_url") from error

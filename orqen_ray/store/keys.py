@@ -89,7 +89,7 @@ class Keys:
         )
         row = {column.name: getattr(record, column.name) for column in KEYS.columns if column.name != "sha256"}
         try:
-            async with self._database.begin() as connection:
+            async with self._database.begin(write=True) as connection:
                 await connection.execute(insert(KEYS).values(row | {"sha256": sha256_hex(secret)}))
         except IntegrityError:
             raise BadRequest("this key exists already") from None
@@ -124,7 +124,7 @@ class Keys:
         Raises:
             NotFound: no key has this id.
         """
-        async with self._database.begin() as connection:
+        async with self._database.begin(write=True) as connection:
             found = KEYS.c.id == key_id
             now = datetime.now(UTC)
             await connection.execute(update(KEYS).where(found, KEYS.c.revoked_at.is_(None)).values(revoked_at=now))

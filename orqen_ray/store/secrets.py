@@ -1,102 +1,38 @@
-"""The credentials of providers, sealed at rest."""
+"""The credentials of providers, sealed at rest; a provider may have several, told apart by their labels."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import os
+import logging
 import re
-import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
-from cryptography.fernet import Fernet, InvalidToken
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from orqen_ray.errors import BadRequest, StoreUnavailable
-from orqen_ray.store.database import Database, make_private_directory, sqlite_path
+from orqen_ray.store.cipher import Cipher
+from orqen_ray.store.database import Database
+from orqen_ray.store.outage import forget_failure
 from orqen_ray.store.tables import PROVIDER_CREDENTIALS
 from orqen_ray.types import Credentials
 
-_MIN_KEY_CHARS = 32
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 _SECRET = re.compile(r"[!-~]{1,4096}", re.ASCII)
-_MAKE_ONE = "`openssl rand -hex 32` makes one"
+_PATIENCE_S = 0.25
+_LOOK_UP_S = 10.0
+_RELOAD_EVERY_S = 1.0
 
+_log = logging.getLogger(__name__)
 
-class Cipher:
-    """Authenticated encryption (Fernet: AES-128-CBC and HMAC-SHA256) with a key derived by HKDF-SHA256."""
-
-    def __init__(self, secret_key: str) -> None:
-        """Args: secret_key: at least 32 characters, random. Raises StoreUnavailable if shorter."""
-        if len(secret_key) < _MIN_KEY_CHARS:
-            raise StoreUnavailable(f"ORQEN_SECRET_KEY needs at least {_MIN_KEY_CHARS} characters; {_MAKE_ONE}")
-        derivation = HKDF(algorithm=SHA256(), length=32, salt=None, info=b"orqen-ray provider credentials v1")
-        self._fernet = Fernet(base64.urlsafe_b64encode(derivation.derive(secret_key.encode())))
-
-    def seal(self, data: bytes) -> str:
-        return self._fernet.encrypt(data).decode()
-
-    def open(self, sealed: str) -> bytes:
-        """Raises StoreUnavailable: sealed with another key, or changed since."""
-        try:
-            return self._fernet.decrypt(sealed)
-        except InvalidToken:
-            raise StoreUnavailable(
-                "the stored credentials were sealed with another secret key: set ORQEN_SECRET_KEY (or restore the file "
-                "secret.key beside the database) as it was then, or run `orqen providers connect` again"
-            ) from None
-
-
-def load_cipher(database_url: str, secret_key: str | None) -> Cipher:
-    """The cipher of this installation; blocking, for start-up.
-
-    Args:
-        secret_key: ORQEN_SECRET_KEY. Without it, the file `secret.key` (mode 0600) beside the SQLite database is used,
-            and made at first.
-    Raises:
-        StoreUnavailable: the key is too short, its file can be read by others, or there is no place for one.
-    """
-    if secret_key is not None:
-        return Cipher(secret_key)
-    database_path = sqlite_path(database_url)
-    if database_path is None:
-        raise StoreUnavailable(f"set ORQEN_SECRET_KEY: this database has no folder for a key file; {_MAKE_ONE}")
-    path = database_path.with_name("secret.key")
-    try:
-        make_private_directory(path.parent)
-        if not path.exists():
-            write_new_key(path)
-        with path.open() as file:
-            if os.fstat(file.fileno()).st_mode & 0o077:
-                raise StoreUnavailable("secret.key beside the database can be read by others: `chmod 600` it")
-            return Cipher(file.read().strip())
-    except OSError as error:
-        raise StoreUnavailable(f"secret.key beside the database cannot be used: {error.strerror}") from error
-
-
-def write_new_key(path: Path) -> None:
-    """Write a random key to `path`, whole or not at all; of two processes the first wins."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(32) + "\n")
-            file.flush()
-            os.fsync(descriptor)
-        os.link(draft, path)
-    except FileExistsError:
-        pass
-    finally:
-        draft.unlink()
+_Rows = Mapping[str, Mapping[str, str]]
+"""Provider -> label -> sealed credentials, by label."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +40,7 @@ class StoredProvider:
     """What may be shown of stored credentials. `preview` is the end of the secret."""
 
     provider: str
+    label: str
     preview: str
     region: str | None
     base_url: str | None
@@ -113,7 +50,7 @@ class StoredProvider:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sealed:
-    """What is encrypted: the provider's name too, so that a row moved to another provider is refused."""
+    """What is encrypted: provider and label too (it is in `credentials`), so that a row moved elsewhere is refused."""
 
     provider: str
     credentials: Credentials
@@ -122,98 +59,184 @@ class _Sealed:
 class ProviderSecrets:
     """Stored credentials by provider. What another process changes is seen within `ttl_s`.
 
-    Every method raises StoreUnavailable when the database or the secret key cannot be used.
+    While the database cannot be asked, what was read from it goes on serving for `grace_s`. Every method raises
+    StoreUnavailable when the database or the secret key cannot be used and nothing is known that would do.
     """
 
     def __init__(
-        self, database: Database, cipher: Cipher, ttl_s: float = 5.0, clock: Callable[[], float] = time.monotonic
+        self,
+        database: Database,
+        cipher: Cipher,
+        ttl_s: float = 5.0,
+        grace_s: float = 3600.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
         self._cipher = cipher
         self._ttl_s = ttl_s
+        self._grace_s = grace_s
         self._clock = clock
-        self._sealed: Mapping[str, str] = {}
-        self._until_s = float("-inf")
-        self._lock = asyncio.Lock()
+        self._sealed: _Rows = {}
+        self._opened: dict[str, tuple[Mapping[str, str], tuple[Credentials, ...]]] = {}
+        self._fresh_until_s = self._read_at_s = float("-inf")
+        self._refresh: asyncio.Task[None] | None = None
+        self._reload_after_s = float("-inf")
 
     async def put(self, provider: str, credentials: Credentials) -> StoredProvider:
-        """Store credentials, in place of any that the provider has.
+        """Store credentials, in place of those with the same label.
 
         Raises:
-            BadRequest: no secret in them, or a name or base URL that cannot be one.
+            BadRequest: no secret in them, or a name, label or base URL that cannot be one.
         """
         _check(provider, credentials)
-        sealed = self._cipher.seal(msgspec.json.encode(_Sealed(provider=provider, credentials=credentials)))
-        now = datetime.now(UTC)
-        values = {
-            "ciphertext": sealed,
-            "preview": _preview(credentials),
-            "region": credentials.region,
-            "base_url": credentials.base_url,
-            "updated_at": now,
-        }
-        table = PROVIDER_CREDENTIALS
-        change = update(table).where(table.c.provider == provider).values(values)
-        try:
-            async with self._database.begin() as connection:
-                if (await connection.execute(change)).rowcount == 0:
-                    await connection.execute(insert(table).values(values | {"provider": provider, "created_at": now}))
-        except IntegrityError:  # another process inserted it in between
-            async with self._database.begin() as connection:
-                await connection.execute(change)
+        label, table = credentials.label, PROVIDER_CREDENTIALS
+        async with sealing(self._cipher):
+            now = datetime.now(UTC)
+            values = {
+                "ciphertext": self._cipher.seal(
+                    msgspec.json.encode(_Sealed(provider=provider, credentials=credentials))
+                ),
+                "preview": _preview(credentials),
+                "region": credentials.region,
+                "base_url": credentials.base_url,
+                "updated_at": now,
+            }
+            change = update(table).where(table.c.provider == provider, table.c.label == label).values(values)
+            new = insert(table).values(values | {"provider": provider, "label": label, "created_at": now})
+            try:
+                async with self._database.begin(write=True) as connection:
+                    if (await connection.execute(change)).rowcount == 0:
+                        await connection.execute(new)
+            except IntegrityError:  # another process inserted it in between
+                async with self._database.begin(write=True) as connection:
+                    await connection.execute(change)
         self._forget()
-        return next(stored for stored in await self.list() if stored.provider == provider)
+        return next(row for row in await self.list() if (row.provider, row.label) == (provider, label))
 
-    async def get(self, provider: str) -> Credentials | None:
-        """The credentials of `provider`, or None if there are none."""
+    async def get(self, provider: str) -> tuple[Credentials, ...]:
+        """The credentials of `provider` in the order of their labels; none: an empty tuple.
+
+        Raises:
+            StoreUnavailable: there are some, and none of them can be opened.
+        """
         sealed = (await self._rows()).get(provider)
         if sealed is None:
-            return None
-        opened = msgspec.json.decode(self._cipher.open(sealed), type=_Sealed)
-        if opened.provider != provider:
-            raise StoreUnavailable("stored credentials belong to another provider; run `orqen providers connect` again")
-        return opened.credentials
+            return ()
+        rows, opened = self._opened.get(provider, ({}, ()))
+        if rows != sealed:
+            opened = await self._open_all(provider, sealed)
+            self._opened[provider] = sealed, opened
+        return opened
 
     async def names(self) -> frozenset[str]:
         """The providers that have stored credentials."""
         return frozenset(await self._rows())
 
     async def list(self) -> list[StoredProvider]:
-        """What may be shown of each, by name."""
+        """What may be shown of each, by provider and label."""
         table = PROVIDER_CREDENTIALS
         shown = [column for column in table.columns if column.name != "ciphertext"]
         async with self._database.begin() as connection:
-            rows = await connection.execute(select(*shown).order_by(table.c.provider))
-            return [StoredProvider(**row._mapping) for row in rows]
+            rows = await connection.execute(select(*shown))
+            found = [StoredProvider(**row._mapping) for row in rows]
+        return sorted(found, key=lambda row: (row.provider, row.label))  # databases differ in how they sort text
 
-    async def delete(self, provider: str) -> bool:
-        """Forget the credentials of `provider`. False when there were none."""
+    async def delete(self, provider: str, label: str | None = None) -> bool:
+        """Forget the credentials of `provider` with this label, or all of them. False when there were none."""
         table = PROVIDER_CREDENTIALS
-        async with self._database.begin() as connection:
-            result = await connection.execute(delete(table).where(table.c.provider == provider))
+        chosen = delete(table).where(table.c.provider == provider)
+        if label is not None:
+            chosen = chosen.where(table.c.label == label)
+        async with self._database.begin(write=True) as connection:
+            result = await connection.execute(chosen)
         self._forget()
         return result.rowcount > 0
 
-    def _forget(self) -> None:
-        self._until_s = float("-inf")
+    async def _open_all(self, provider: str, sealed: Mapping[str, str]) -> tuple[Credentials, ...]:
+        """Those that can be opened; a key that is lost takes only its own credentials with it."""
+        opened: list[Credentials] = []
+        failure: StoreUnavailable | None = None
+        for label, text in sealed.items():
+            try:
+                opened.append(await self._open(provider, label, text))
+            except StoreUnavailable as error:
+                failure = error
+                _log.error("the credentials %s of %s cannot be opened", label, provider)
+        if failure is not None and not opened:
+            raise failure
+        return tuple(opened)
 
-    async def _rows(self) -> Mapping[str, str]:
+    async def _open(self, provider: str, label: str, text: str) -> Credentials:
+        try:
+            data = self._cipher.open(text)
+        except StoreUnavailable:
+            if self._clock() < self._reload_after_s:
+                raise
+            self._reload_after_s = self._clock() + _RELOAD_EVERY_S
+            if not await asyncio.to_thread(self._cipher.reload):
+                raise
+            data = self._cipher.open(text)
+        found = msgspec.json.decode(data, type=_Sealed)
+        if (found.provider, found.credentials.label) != (provider, label):
+            raise StoreUnavailable("stored credentials belong to another provider; run `orqen providers connect` again")
+        return found.credentials
+
+    def _forget(self) -> None:
+        self._fresh_until_s = float("-inf")
+
+    async def _rows(self) -> _Rows:
         """The sealed credentials of all providers: few rows, so one query serves every request for `ttl_s`."""
-        if self._clock() >= self._until_s:
-            async with self._lock:
-                started_s = self._clock()
-                if started_s >= self._until_s:
-                    table = PROVIDER_CREDENTIALS
-                    async with self._database.begin() as connection:
-                        rows = await connection.execute(select(table.c.provider, table.c.ciphertext))
-                        self._sealed = {row.provider: row.ciphertext for row in rows}
-                    self._until_s = started_s + self._ttl_s
+        now_s, outage = self._clock(), self._database.reads
+        if now_s < self._fresh_until_s:
+            return self._sealed
+        usable = now_s < self._read_at_s + self._ttl_s + self._grace_s
+        if self._refresh is None and outage.may_ask():
+            self._refresh = asyncio.create_task(self._read())
+            self._refresh.add_done_callback(forget_failure)
+        elif usable and (outage.away or outage.slow):
+            return self._sealed
+        if self._refresh is None:
+            raise StoreUnavailable("the gateway's database cannot be used just now; try again in a moment")
+        try:
+            await outage.patiently(self._refresh, _PATIENCE_S if usable or outage.away else _LOOK_UP_S)
+        except StoreUnavailable:
+            if not usable:
+                raise
         return self._sealed
+
+    async def _read(self) -> None:
+        started_s, table = self._clock(), PROVIDER_CREDENTIALS
+        try:
+            async with self._database.begin() as connection:
+                rows = await connection.execute(select(table.c.provider, table.c.label, table.c.ciphertext))
+                found: dict[str, dict[str, str]] = {}
+                for row in sorted(rows, key=lambda row: (row.provider, row.label)):
+                    found.setdefault(row.provider, {})[row.label] = row.ciphertext
+            self._sealed, self._read_at_s = found, started_s
+            self._fresh_until_s = started_s + self._ttl_s
+        finally:
+            self._refresh = None
+
+
+@asynccontextmanager
+async def sealing(cipher: Cipher, *, exclusive: bool = False) -> AsyncIterator[None]:
+    """Seal with a key that is not on its way out: no rotation begins meanwhile, and the newest keys are read.
+
+    `exclusive`: this is the rotation. Keys of the environment change only with the process: nothing to hold off.
+    """
+    if cipher.key_file is None:
+        yield
+        return
+    with ExitStack() as stack:
+        await asyncio.to_thread(stack.enter_context, cipher.key_file.locked(exclusive=exclusive))
+        await asyncio.to_thread(cipher.reload)
+        yield
 
 
 def _check(provider: str, credentials: Credentials) -> None:
-    if not _NAME.fullmatch(provider):
-        raise BadRequest("a provider's name is 1 to 100 letters, digits, dots, dashes or underscores", param="provider")
+    for param, name in (("provider", provider), ("label", credentials.label)):
+        if not _NAME.fullmatch(name):
+            raise BadRequest("expected a name of 1 to 100 letters, digits, dots, dashes or underscores", param=param)
     if not credentials.api_key and credentials.aws is None:
         raise BadRequest("credentials need an API key or AWS keys", param="api_key")
     if any(not _SECRET.fullmatch(secret) for secret in _secrets_of(credentials)):

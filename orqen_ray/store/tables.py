@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from sqlalchemy import JSON, BigInteger, Boolean, Column, DateTime, Dialect, Integer, MetaData, String, Table, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Date,
+    DateTime,
+    Dialect,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
 from sqlalchemy.types import TypeDecorator
 
 
@@ -22,7 +35,11 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 METADATA = MetaData(
-    naming_convention={"pk": "pk_%(table_name)s", "uq": "uq_%(table_name)s_%(column_0_name)s"},
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_name)s",
+    },
 )
 
 KEYS = Table(
@@ -48,10 +65,20 @@ PROVIDER_CREDENTIALS = Table(
     "provider_credentials",
     METADATA,
     Column("provider", String(100), primary_key=True),
+    Column("label", String(100), primary_key=True, server_default="default"),
     Column("ciphertext", Text, nullable=False),
     Column("preview", String(32), nullable=False),
     Column("region", String(64)),
     Column("base_url", String(2000)),
     Column("created_at", UtcDateTime, nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
+)
+
+# Tokens that providers billed, by the UTC day on which the answer ended. A row outlives its key: it is only a count.
+KEY_USAGE = Table(
+    "key_usage",
+    METADATA,
+    Column("key_id", String(32), primary_key=True),
+    Column("day", Date, primary_key=True, index=True),
+    Column("tokens", BigInteger, nullable=False),
 )
