@@ -162,6 +162,8 @@ def _failures() -> Iterator[None]:
     except IntegrityError:
         raise
     except CommandError as error:
+        if "locate revision" not in str(error):
+            raise
         raise StoreUnavailable(
             "the database was made by a newer version of the gateway: start that one, or restore an older copy"
         ) from error

@@ -1,4 +1,4 @@
-"""Whether a store can be asked just now: noted from its calls, said once in the log, so that nobody waits for nothing."""
+"""Whether a store can be asked just now: noted from its calls, said once in the log, so that nobody waits in vain."""
 
 from __future__ import annotations
 

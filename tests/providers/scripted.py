@@ -116,8 +116,8 @@ class FixedCredentials:
     def __init__(self, **by_provider: Credentials) -> None:
         self._by_provider = by_provider
 
-    async def get(self, provider: str) -> Credentials | None:
-        return self._by_provider.get(provider)
+    async def get(self, provider: str) -> tuple[Credentials, ...]:
+        return (self._by_provider[provider],) if provider in self._by_provider else ()
 
     async def names(self) -> frozenset[str]:
         return frozenset(self._by_provider)

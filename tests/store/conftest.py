@@ -1,4 +1,4 @@
-"""A store of its own for each test."""
+"""A store of its own for each test, in SQLite and in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from orqen_ray.store.database import Database
+from tests.servers import Postgres, postgres, postgres_server, redis_server, redis_session  # noqa: F401  # fixtures
+
+BACKENDS = ("sqlite", "postgresql")
 
 
 @pytest.fixture
@@ -16,13 +19,30 @@ def database_path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def database_url(database_path: Path) -> str:
+def sqlite_url(database_path: Path) -> str:
     return f"sqlite+aiosqlite:///{database_path}"
+
+
+@pytest.fixture(params=BACKENDS)
+def database_url(request: pytest.FixtureRequest) -> str:
+    """Of an empty database of either kind."""
+    if request.param == "sqlite":
+        return str(request.getfixturevalue("sqlite_url"))
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.new_database()
 
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
     database = Database(database_url)
+    await database.migrate()
+    yield database
+    await database.aclose()
+
+
+@pytest.fixture
+async def sqlite_database(sqlite_url: str) -> AsyncIterator[Database]:
+    database = Database(sqlite_url)
     await database.migrate()
     yield database
     await database.aclose()

@@ -39,8 +39,8 @@ async def test_a_time_in_another_zone_is_kept_as_the_same_instant(database: Data
     assert found is not None and found.expires_at == expires_at
 
 
-async def test_the_secret_is_nowhere_in_the_files(database: Database, database_path: Path) -> None:
-    record, secret = await Keys(database).create("alice")
+async def test_the_secret_is_nowhere_in_the_files(sqlite_database: Database, database_path: Path) -> None:
+    record, secret = await Keys(sqlite_database).create("alice")
     stored = b"".join(file.read_bytes() for file in database_path.parent.iterdir())
     assert record.id.encode() in stored
     assert secret.encode() not in stored and secret[11:].encode() not in stored

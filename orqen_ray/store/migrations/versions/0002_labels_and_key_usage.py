@@ -15,7 +15,7 @@ def upgrade() -> None:
     # The default serves the rows that are there, and a gateway of the version before that still runs beside this one.
     label = sa.Column("label", sa.String(100), nullable=False, server_default="default")
     with op.batch_alter_table("provider_credentials") as table:
-        table.add_column(label, insert_after="provider")
+        table.add_column(label)
         table.drop_constraint("pk_provider_credentials", type_="primary")
         table.create_primary_key("pk_provider_credentials", ["provider", "label"])
     op.create_table(
