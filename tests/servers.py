@@ -14,9 +14,13 @@ import subprocess
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
 from pathlib import Path
+from typing import BinaryIO
 
 import asyncpg
 import psutil
@@ -31,6 +35,8 @@ START_WITHIN_S = 30.0
 STOP_WITHIN_S = 20.0
 PASSWORD = "p%w-of/the@tests"
 PR_SET_PDEATHSIG = 1
+# "Parent" is the thread that started a process, so it is one that stays.
+_STARTER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="servers")
 
 
 class Server(ABC):
@@ -53,19 +59,22 @@ class Server(ABC):
             return
         log = self.folder / "log"
         with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                self.command(),
-                stdout=output,
-                stderr=output,
-                cwd=self.folder,
-                user=_other_user(),
-                preexec_fn=_die_with_parent,
-            )
+            self._process = _STARTER.submit(self._popen, output).result()
         deadline_s = time.monotonic() + START_WITHIN_S
         while not self.answers():
             if self._process.poll() is not None or time.monotonic() > deadline_s:
                 raise AssertionError(f"{self.command()[0]} did not start:\n{log.read_text()}")
             time.sleep(0.01)
+
+    def _popen(self, output: BinaryIO) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            self.command(),
+            stdout=output,
+            stderr=output,
+            cwd=self.folder,
+            user=_other_user(),
+            preexec_fn=_die_with_parent,
+        )
 
     def stop(self) -> None:
         """End it in good order, its clients' connections included."""
@@ -77,23 +86,25 @@ class Server(ABC):
 
     def freeze(self) -> None:
         """Let it take connections and answer nothing, as a host that has gone away."""
-        for process in self._family():
-            process.suspend()
+        self._each(psutil.Process.suspend)
 
     def thaw(self) -> None:
-        for process in self._family():
-            process.resume()
+        self._each(psutil.Process.resume)
 
     def _end(self, number: signal.Signals) -> None:
         if self._process is None:
             return
         family = self._family()
-        for process in family:
-            process.resume()
+        self._each(psutil.Process.resume)
         self._process.send_signal(number)
         self._process.wait(timeout=STOP_WITHIN_S)
         psutil.wait_procs(family, timeout=STOP_WITHIN_S)
         self._process = None
+
+    def _each(self, work: Callable[[psutil.Process], None]) -> None:
+        for process in self._family():
+            with suppress(psutil.NoSuchProcess):  # a session that has just ended
+                work(process)
 
     def _family(self) -> list[psutil.Process]:
         if self._process is None:
@@ -270,6 +281,7 @@ def _make_certificate(folder: Path) -> Path:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=2))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())
     )

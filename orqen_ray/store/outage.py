@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from orqen_ray.errors import StoreUnavailable
 from orqen_ray.metrics import Metrics
@@ -93,7 +93,7 @@ class Outage:
             raise StoreUnavailable("the gateway's database does not answer in time; try again in a moment") from None
 
 
-def forget_failure(call: asyncio.Future[object]) -> None:
+def forget_failure(call: asyncio.Future[Any]) -> None:
     """As a done callback: nobody may be waiting any more for a call that fails, and its failure is noted already."""
     if not call.cancelled():
         call.exception()

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import hypothesis
+import psutil
 import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from orqen_ray.errors import StoreUnavailable, Unauthenticated
 from orqen_ray.store.authenticator import KeyCache
 from orqen_ray.store.database import Database
 from orqen_ray.store.keys import KeyRecord, Keys
+from orqen_ray.store.outage import Outage
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
@@ -35,7 +43,8 @@ class Clock:
 class ScriptedKeys:
     """Stands for the database: counts what it is asked, and can be slow or away."""
 
-    def __init__(self, *secrets: str) -> None:
+    def __init__(self, *secrets: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.outage = Outage("database", "the test's database cannot be read", clock=clock)
         self.records = {s: KeyRecord(id=s[-4:], name="n", preview="p", created_at=NOON) for s in secrets}
         self.asked: list[str] = []
         self.away = False
@@ -45,11 +54,12 @@ class ScriptedKeys:
     async def find(self, secret: str) -> KeyRecord | None:
         self.asked.append(secret)
         self.on_find()
-        if self.gate is not None:
-            await self.gate.wait()
-        if self.away:
-            raise StoreUnavailable("away")
-        return self.records.get(secret)
+        with self.outage.watching():
+            if self.gate is not None:
+                await self.gate.wait()
+            if self.away:
+                raise StoreUnavailable("away")
+            return self.records.get(secret)
 
 
 @pytest.fixture
@@ -57,8 +67,10 @@ def clock() -> Clock:
     return Clock()
 
 
-def cache_over(keys: ScriptedKeys, clock: Clock, **options: int) -> KeyCache:
-    return KeyCache(keys, clock=clock, now=clock.utc, **options)
+def cache_over(keys: ScriptedKeys, clock: Clock, max_entries: int = 10_000) -> KeyCache:
+    return KeyCache(
+        keys, keys.outage, grace_s=3600, patience_s=0.01, max_entries=max_entries, clock=clock, now=clock.utc
+    )
 
 
 async def test_a_revocation_takes_effect_within_five_seconds(database: Database, clock: Clock) -> None:
@@ -172,16 +184,179 @@ async def test_the_cache_holds_no_more_keys_than_it_may(clock: Clock) -> None:
     assert keys.asked == [secret_of(0), secret_of(1), secret_of(2), secret_of(1)]
 
 
-async def test_without_the_database_cached_keys_work_until_their_time_is_over(clock: Clock) -> None:
-    keys = ScriptedKeys(secret_of(1))
+# --- While the database is away ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def keys(clock: Clock) -> ScriptedKeys:
+    return ScriptedKeys(secret_of(1), secret_of(2), clock=clock)
+
+
+async def test_a_known_key_works_for_the_grace_and_no_longer(keys: ScriptedKeys, clock: Clock) -> None:
     cache = cache_over(keys, clock)
     await cache.authenticate(secret_of(1))
     keys.away = True
-    clock.now_s += 4.9
-    await cache.authenticate(secret_of(1))
-    for secret in (secret_of(1), secret_of(2)):
-        clock.now_s += 5
-        with pytest.raises(StoreUnavailable):
-            await cache.authenticate(secret)
+    for _ in range(4):
+        clock.now_s += 901
+        await cache.authenticate(secret_of(1))
+        assert cache.can_serve()
+    clock.now_s += 2
+    assert not cache.can_serve()
+    with pytest.raises(StoreUnavailable):
+        await cache.authenticate(secret_of(1))
     keys.away = False
-    assert await cache.authenticate(secret_of(1))
+    clock.now_s += 1
+    assert await cache.authenticate(secret_of(1)) and cache.can_serve()
+
+
+async def test_an_unknown_key_is_no_wrong_key_while_nobody_can_tell(keys: ScriptedKeys, clock: Clock) -> None:
+    cache = cache_over(keys, clock)
+    keys.away = True
+    assert not cache.can_serve()
+    for number in (2, 3, 4):
+        with pytest.raises(StoreUnavailable):
+            await cache.authenticate(secret_of(number))
+    assert len(keys.asked) == 1, "the others did not ask again within the second"
+
+
+async def test_a_key_that_expires_in_an_outage_expires(keys: ScriptedKeys, clock: Clock) -> None:
+    keys.records[secret_of(1)] = replace(keys.records[secret_of(1)], expires_at=NOON + timedelta(seconds=100))
+    cache = cache_over(keys, clock)
+    await cache.authenticate(secret_of(1))
+    keys.away = True
+    clock.now_s += 99
+    await cache.authenticate(secret_of(1))
+    clock.now_s += 1
+    with pytest.raises(Unauthenticated, match="expired"):
+        await cache.authenticate(secret_of(1))
+
+
+async def test_a_revocation_before_the_outage_stays_and_one_in_it_is_seen_when_it_ends(
+    keys: ScriptedKeys, clock: Clock
+) -> None:
+    keys.records[secret_of(1)] = replace(keys.records[secret_of(1)], revoked_at=NOON)
+    cache = cache_over(keys, clock)
+    with pytest.raises(Unauthenticated):
+        await cache.authenticate(secret_of(1))
+    await cache.authenticate(secret_of(2))
+    keys.away = True
+    clock.now_s += 10
+    with pytest.raises(Unauthenticated):
+        await cache.authenticate(secret_of(1))
+    await cache.authenticate(secret_of(2))
+    keys.records.clear()
+    keys.away = False
+    clock.now_s += 1
+    with pytest.raises(Unauthenticated):
+        await cache.authenticate(secret_of(2))
+
+
+async def test_an_outage_is_asked_about_once_a_second_and_said_twice(
+    keys: ScriptedKeys, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = cache_over(keys, clock)
+    await cache.authenticate(secret_of(1))
+    keys.asked.clear()
+    keys.away = True
+    clock.now_s += 5
+    for _ in range(100):
+        clock.now_s += 0.1
+        await cache.authenticate(secret_of(1))
+    assert 8 <= len(keys.asked) <= 11
+    keys.away = False
+    clock.now_s += 1
+    await cache.authenticate(secret_of(1))
+    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
+    assert "over after 1" in caplog.messages[1]
+
+
+async def test_a_database_that_hangs_is_waited_for_once_and_briefly(keys: ScriptedKeys, clock: Clock) -> None:
+    cache = cache_over(keys, clock)
+    await cache.authenticate(secret_of(1))
+    await cache.authenticate(secret_of(2))
+    keys.asked.clear()
+    keys.gate = asyncio.Event()
+    clock.now_s += 5
+    for _ in range(50):
+        await cache.authenticate(secret_of(1))
+        await cache.authenticate(secret_of(2))
+    assert keys.asked == [secret_of(1)], "one look-up hangs; nobody else begins another"
+    keys.records.clear()
+    keys.gate.set()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    with pytest.raises(Unauthenticated):
+        await cache.authenticate(secret_of(1))
+
+
+async def test_a_hundred_thousand_keys_known_and_guessed_take_bounded_room(clock: Clock) -> None:
+    keys = ScriptedKeys(*(secret_of(number) for number in range(100_000)), clock=clock)
+    cache = cache_over(keys, clock)
+    process, full_bytes = psutil.Process(), 0
+    for number in range(200_000):
+        wanted = secret_of(number // 2 + (number % 2) * 10**6)
+        with suppress(Unauthenticated):
+            await cache.authenticate(wanted)
+        keys.asked.clear()
+        if number == 30_000:
+            full_bytes = process.memory_info().rss
+    assert process.memory_info().rss - full_bytes < 8 << 20, "170,000 more keys took no more room"
+
+
+class Outages(RuleBasedStateMachine):
+    """Requests, revocations and a store that fails as it likes, against a clock that only the test moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.clock = Clock()
+        self.keys = ScriptedKeys(*(secret_of(number) for number in range(3)), clock=self.clock)
+        self.cache = cache_over(self.keys, self.clock)
+        self.answering_since_s = self.clock.now_s
+        self.revoked_s: dict[int, float] = {}
+        self.seen_s: dict[int, float] = {}
+
+    def teardown(self) -> None:
+        self.loop.close()
+
+    @rule(seconds=st.sampled_from([0.1, 0.9, 1.0, 2.5, 4.0, 30.0, 1000.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.now_s += seconds
+
+    @rule(away=st.booleans())
+    def the_store_comes_or_goes(self, away: bool) -> None:
+        if self.keys.away and not away:
+            self.answering_since_s = self.clock.now_s
+        self.keys.away = away
+
+    @rule(number=st.integers(0, 2))
+    def a_key_is_revoked(self, number: int) -> None:
+        if self.keys.away:
+            return
+        record = self.keys.records[secret_of(number)]
+        self.keys.records[secret_of(number)] = replace(record, revoked_at=self.clock.utc())
+        self.revoked_s.setdefault(number, self.clock.now_s)
+
+    @rule(number=st.integers(0, 4))
+    def a_request_comes(self, number: int) -> None:
+        now_s = self.clock.now_s
+        outcome: object
+        try:
+            outcome = self.loop.run_until_complete(self.cache.authenticate(secret_of(number)))
+        except (Unauthenticated, StoreUnavailable) as error:
+            outcome = error
+        good = number < 3 and number not in self.revoked_s
+        if good:
+            assert not isinstance(outcome, Unauthenticated), "a good key is never refused"
+            if now_s < self.seen_s.get(number, -math.inf) + 3600:
+                assert isinstance(outcome, KeyRecord), "a key that was seen needs no store"
+        elif number >= 3:
+            assert not isinstance(outcome, KeyRecord)
+        elif not self.keys.away and now_s >= max(self.revoked_s[number], self.answering_since_s) + 5:
+            assert isinstance(outcome, Unauthenticated), "revoked for 5 s while the store answers"
+        if isinstance(outcome, KeyRecord) and not self.keys.away:
+            self.seen_s[number] = now_s
+
+
+TestOutages = Outages.TestCase
+TestOutages.settings = hypothesis.settings(max_examples=60, stateful_step_count=40, deadline=None)
