@@ -7,7 +7,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,14 +48,16 @@ class Database:
     that has taken over still answers questions.
     """
 
-    def __init__(self, url: str, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self, url: str, metrics: Metrics | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Args: url: as docs/settings.md describes it. Raises StoreUnavailable if it cannot be one."""
         self.url = url
         self._parsed = parse_database_url(url)
         self._engine = _engine(self._parsed, _COMMAND_TIMEOUT_S)
         metrics = metrics or Metrics()
-        self.reads = Outage("database", "the database cannot be read", metrics)
-        self.writes = Outage("database", "the database cannot be written", metrics)
+        self.reads = Outage("database", "the database cannot be read", metrics, clock)
+        self.writes = Outage("database", "the database cannot be written", metrics, clock)
 
     async def migrate(self) -> None:
         """Bring the tables up to date, creating the database if need be. Safe when several processes start at once.
