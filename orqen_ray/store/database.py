@@ -48,9 +48,7 @@ class Database:
     that has taken over still answers questions.
     """
 
-    def __init__(
-        self, url: str, metrics: Metrics | None = None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, url: str, metrics: Metrics | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         """Args: url: as docs/settings.md describes it. Raises StoreUnavailable if it cannot be one."""
         self.url = url
         self._parsed = parse_database_url(url)
