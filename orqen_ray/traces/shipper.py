@@ -13,7 +13,9 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -37,11 +39,18 @@ _log = logging.getLogger("orqen_ray.traces.shipper")
 class Shipper:
     """Empties one spool into one archive. The only one of its spool (see `spool.lock_leadership`)."""
 
-    def __init__(self, spool: Path, uri: str, retention_days: int | None, stopping: threading.Event) -> None:
+    def __init__(
+        self,
+        spool: Path,
+        open_archive: Callable[[], Archive],
+        retention_days: int | None = None,
+        stopping: threading.Event | None = None,
+    ) -> None:
+        """Args: open_archive: called when there is something to write, and again while that fails."""
         self._spool = spool
-        self._uri = uri
+        self._archive_opener = open_archive
         self._retention_days = retention_days
-        self._stopping = stopping
+        self._stopping = stopping or threading.Event()
         self._spool_id = open_spool(spool)
         self._archive: Archive | None = None
         self._new_files: Counter[str] = Counter()
@@ -54,6 +63,8 @@ class Shipper:
         """Work until told to stop; then ship what is sealed, and return."""
         while True:
             last = self._stopping.is_set()
+            if last and self._failing is not None:  # what did not go for a while will not go in the last seconds
+                return
             wait_s = self.run_once()
             if last:
                 return
@@ -71,17 +82,17 @@ class Shipper:
                 self._keep_house(housekeeping)
         except Stopped:
             return 0.0
-        except (OSError, pa.ArrowException) as error:
+        except OSError as error:
             return self._failed(error)
         if self._failing is not None:
-            _log.warning("traces: %s can be written to again", self._uri)
+            _log.warning("traces: the log can be written to again")
         self._failing, self._backoff_s = None, IDLE_S
         return IDLE_S
 
-    def _failed(self, error: Exception) -> float:
+    def _failed(self, error: OSError) -> float:
         reason = " ".join(str(error).split())[:300]
         if self._failing is None:  # once, and not for each attempt, whose words may differ
-            _log.warning("traces: %s cannot be used now, rows wait in %s: %s", self._uri, self._spool, reason)
+            _log.warning("traces: the log cannot be written to now, rows wait in %s: %s", self._spool, reason)
         self._failing = reason
         self._backoff_s = min(2 * self._backoff_s, _MAX_BACKOFF_S)
         return self._backoff_s
@@ -124,7 +135,10 @@ class Shipper:
     def _compact(self, archive: Archive, day: str) -> None:
         spooled = {f"{path.stem}{SUFFIX}" for path in segments_in(self._spool)}
         whole = datetime.now(UTC) > _end_of(day) + _LATE_ROWS
-        compact_day(archive, self._spool_id, day, spooled=spooled, whole=whole, stopped=self._stopping.is_set)
+        try:
+            compact_day(archive, self._spool_id, day, spooled=spooled, whole=whole, stopped=self._stopping.is_set)
+        except pa.ArrowException as error:  # a damaged file: it is left as it is, and so is its day
+            _log.error("traces: %s cannot be merged: %s", day, str(error)[:200])
         self._new_files.pop(day, None)
 
     def _drop_old_days(self, archive: Archive) -> None:
@@ -137,7 +151,7 @@ class Shipper:
 
     def _open_archive(self) -> Archive:
         if self._archive is None:
-            self._archive = Archive(self._uri, self._spool / "drafts")
+            self._archive = self._archive_opener()
         return self._archive
 
 
@@ -175,7 +189,8 @@ def main() -> int:
     pa.set_cpu_count(1)
     stopping = threading.Event()
     threading.Thread(target=_stop_at_end_of_input, args=(stopping,), daemon=True).start()
-    Shipper(options.spool, options.uri, options.retention_days, stopping).run()
+    open_archive = partial(Archive, options.uri, options.spool / "drafts")
+    Shipper(options.spool, open_archive, options.retention_days, stopping).run()
     return 0
 
 
