@@ -74,7 +74,7 @@ class Supervisor:
     def close(self) -> None:
         """Have everything shipped that is sealed, within a few seconds, and end the shipper; idempotent."""
         try:
-            if self._child is None and self.wanted:
+            if self._child is None and (self.wanted or has_rows(self._options.spool)):
                 self._start()
             if self._child is not None:
                 self._stop(self._child)
