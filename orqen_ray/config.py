@@ -109,6 +109,18 @@ class StorageSettings(_Section):
     traces_uri: Annotated[str, AfterValidator(_absolute)] = Field(default="data/traces", min_length=1)
     redis_url: Annotated[str | None, AfterValidator(_redis)] = Field(default=None, repr=False)
     outage_grace_s: float = Field(default=3600, ge=0, le=604_800, allow_inf_nan=False)
+    traces_spool_dir: Annotated[str, AfterValidator(_absolute)] | None = Field(default=None, min_length=1)
+    traces_spool_max_mib: float = Field(default=1024, ge=1, le=1_048_576)
+    traces_retention_days: int | None = Field(default=None, ge=1, le=36_500)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spool_of_a_log_elsewhere(cls, value: Any) -> Any:
+        """A log that is not on this machine is spooled in the folder of the process that read the settings."""
+        if isinstance(value, dict) and value.get("traces_spool_dir") is None:
+            if str(value.get("traces_uri") or "").startswith("s3:"):
+                return {**value, "traces_spool_dir": "data/spool"}
+        return value
 
 
 class OptimizationSettings(_Section):

@@ -11,13 +11,16 @@ from orqen_ray.conversation import Conversation, Facts, Usage
 from orqen_ray.errors import GatewayError, UpstreamRejected
 from orqen_ray.providers.catalog import Resolved
 from orqen_ray.tokens import TOKENS_PER_IMAGE, inline_pictures
-from orqen_ray.traces.cost import cost_usd
-from orqen_ray.traces.schema import Trace
+from orqen_ray.traces.row import Trace
 from orqen_ray.types import Attempt, Call, UpstreamReply
 
 _CHARS_PER_TOKEN = 4
 _MAX_HEADER_CHARS = 1024
 _ATTACHMENT = re.compile(rb"[A-Za-z0-9+/=]{1000,}")
+# What others wrote (a caller, a model) takes no more room in a trace row than this.
+_MAX_NAME_CHARS = 256
+_MAX_NAMES = 256
+_MAX_COUNT = 2**31 - 1
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,6 +44,8 @@ class Exchange:
     tools_input: int = 0
     tools_output: int = 0
     request_bytes: int = 0
+    response_bytes: int = 0
+    stages_ms: dict[str, float] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     overhead_ms: float | None = None
     first_byte_ms: float | None = None
@@ -56,6 +61,10 @@ class Exchange:
 
     def elapsed_ms(self) -> float:
         return (time.perf_counter() - self.started_s) * 1000
+
+    def note_stage(self, name: str) -> None:
+        """Note that stage `name` ends now; it began where the one before it ended."""
+        self.stages_ms[name] = self.elapsed_ms() - sum(self.stages_ms.values())
 
     def note_request(self, conversation: Conversation, edited: Conversation) -> None:
         self.conversation = edited
@@ -121,8 +130,9 @@ class Exchange:
         return headers
 
     def trace(self) -> Trace:
+        """The row as it is known now; its cost is left to whoever converts it, off the request path."""
         usage, source = self._usage()
-        served_model = self.facts.served_model or self.sent_model
+        error_code = self.error_code or ("upstream_stream_failed" if self.facts.failure else None)
         return Trace(
             request_id=self.request_id,
             started_at=self.started_at,
@@ -131,29 +141,37 @@ class Exchange:
             inbound_format=self.inbound_format,
             dialect=self.dialect,
             provider=self.provider,
-            requested_model=self.requested_model,
-            sent_model=self.sent_model,
-            served_model=served_model,
+            requested_model=_name(self.requested_model),
+            sent_model=_name(self.sent_model),
+            served_model=_name(self.facts.served_model or self.sent_model),
             stream=self.stream,
             status=self.status,
-            error_code=self.error_code or ("upstream_stream_failed" if self.facts.failure else None),
+            error_code=error_code,
+            error_class=_error_class(error_code, self.status),
             attempts=len(self.attempts),
+            attempt_log=tuple(_rounded(attempt) for attempt in self.attempts[:_MAX_NAMES]),
             tools_input=self.tools_input,
             tools_output=self.tools_output,
-            input_tokens=usage.input_tokens,
-            cache_read_tokens=usage.cache_read_tokens,
-            cache_write_tokens=usage.cache_write_tokens,
-            output_tokens=usage.output_tokens,
-            reasoning_tokens=usage.reasoning_tokens,
+            input_tokens=_count(usage.input_tokens),
+            cache_read_tokens=_count(usage.cache_read_tokens),
+            cache_write_tokens=_count(usage.cache_write_tokens),
+            cache_write_1h_tokens=_count(usage.cache_write_1h_tokens),
+            output_tokens=_count(usage.output_tokens),
+            reasoning_tokens=_count(usage.reasoning_tokens),
             usage_source=source,
-            cost_usd=self._cost_usd(usage) if source else None,
-            overhead_ms=self.overhead_ms,
-            first_byte_ms=self.first_byte_ms,
-            total_ms=self.elapsed_ms(),
+            request_bytes=_count(self.request_bytes),
+            response_bytes=_count(self.response_bytes),
+            read_ms=_ms(self.stages_ms.get("read")),
+            select_ms=_ms(self.stages_ms.get("select")),
+            build_ms=_ms(self.stages_ms.get("build")),
+            overhead_ms=_ms(self.overhead_ms),
+            first_byte_ms=_ms(self.first_byte_ms),
+            total_ms=round(self.elapsed_ms(), 3),
             stop_reason=self.facts.stop_reason,
-            tools_called=self.facts.tool_names,
-            dropped=self.dropped,
+            tools_called=_names(self.facts.tool_names),
+            dropped=_names(self.dropped),
             client_disconnected=self.client_disconnected,
+            prices_usd_per_mtok=self.prices_usd_per_mtok,
         )
 
     def billed_tokens(self) -> int:
@@ -175,10 +193,36 @@ class Exchange:
             return self.estimated_usage(), "estimated"
         return Usage(), None
 
-    def _cost_usd(self, usage: Usage) -> float | None:
-        if self.provider is None or self.sent_model is None:
-            return None
-        return cost_usd(self.provider, self.sent_model, usage, self.prices_usd_per_mtok)
+
+def _error_class(code: str | None, status: int) -> str | None:
+    if code is None:
+        return None
+    if code.startswith("upstream"):
+        return "provider"
+    if status == 429:
+        return "limit"
+    return "caller" if status < 500 else "gateway"
+
+
+def _name(text: str | None) -> str | None:
+    return text if text is None else text[:_MAX_NAME_CHARS]
+
+
+def _names(texts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(text[:_MAX_NAME_CHARS] for text in texts[:_MAX_NAMES])
+
+
+def _count(number: int) -> int:
+    """A provider may claim anything; a column holds 32 bits."""
+    return min(max(number, 0), _MAX_COUNT)
+
+
+def _ms(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
+
+
+def _rounded(attempt: Attempt) -> Attempt:
+    return replace(attempt, started_ms=round(attempt.started_ms, 3), took_ms=round(attempt.took_ms, 3))
 
 
 def without_indexes(paths: tuple[str, ...]) -> tuple[str, ...]:

@@ -105,6 +105,7 @@ class Gateway:
             payload = decode_object(inbound.body)
             with bounded_depth():
                 conversation = self._read(inbound, payload)
+            exchange.note_stage("read")
             exchange.requested_model = conversation.model
             exchange.session_id = session_id(inbound.headers, inbound.key_id, conversation)
             credentials = request_credentials(payload) if inbound.format.name == "openai_chat" else None
@@ -112,8 +113,10 @@ class Gateway:
             edited = self._optimize(conversation)
             exchange.note_request(conversation, edited)
             exchange.note_target(target)
+            exchange.note_stage("select")
             with bounded_depth():
                 call, route = self._build(inbound, payload, conversation, edited, target, exchange)
+            exchange.note_stage("build")
             call = replace(call, credentials=credentials if route.provider.name == "bedrock_converse" else None)
             reply = await self.forward(call, exchange)
             return await answer(reply, route, exchange, self.record)

@@ -27,7 +27,11 @@ _BOOKKEEPING = frozenset({"metrics", "system_fingerprint", "service_tier", "obje
 
 @dataclass(slots=True)
 class Answer:
-    """What the caller gets: a whole `body`, or chunks to be read once. `aclose` ends the call and writes the trace."""
+    """What the caller gets: a whole `body`, or chunks to be read once. `aclose` ends the call.
+
+    The trace row is written once: by `record` when all is known and only the last byte is still to be sent, so that who
+    has a whole answer has its row, too; else by `aclose`.
+    """
 
     status: int
     headers: dict[str, str]
@@ -36,6 +40,17 @@ class Answer:
     _exchange: Exchange
     _record: Callable[[Exchange], None]
     _closed: bool = False
+    _recorded: bool = False
+    sent_bytes: int = 0
+    """How much of the body the caller was sent; whoever sends it counts."""
+
+    def record(self, *, client_disconnected: bool = False) -> None:
+        """Write the trace row; idempotent."""
+        if not self._recorded:
+            self._recorded = True
+            self._exchange.response_bytes = self.sent_bytes
+            self._exchange.client_disconnected = client_disconnected
+            self._record(self._exchange)
 
     async def aclose(self, *, client_disconnected: bool = False) -> None:
         """Idempotent. `client_disconnected`: the caller left before the last byte."""
@@ -48,8 +63,7 @@ class Answer:
                 await close()
             await self._reply.aclose()
         finally:
-            self._exchange.client_disconnected = client_disconnected
-            self._record(self._exchange)
+            self.record(client_disconnected=client_disconnected)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,8 +20,7 @@ from orqen_ray.store.keys import KeyRecord, Keys
 from orqen_ray.store.rate_limits import RateLimits
 from orqen_ray.store.secrets import ProviderSecrets
 from orqen_ray.store.token_counts import TokenCounts
-from orqen_ray.traces.cost import load_prices
-from orqen_ray.traces.writer import TraceWriter
+from orqen_ray.traces.writer import SpoolLimits, TraceWriter
 from orqen_ray.types import Upstream
 
 _KEY_TTL_S = 4.0  # a revocation must take effect within 5 s
@@ -91,8 +90,11 @@ class Service:
         await self.database.aclose()
 
 
-async def open_service(settings: Settings, upstream: Upstream | None = None) -> Service:
-    """Open the store, the trace log and, without `upstream`, a forwarder in this process."""
+async def open_service(settings: Settings, upstream: Upstream | None = None, *, ship_traces: bool = True) -> Service:
+    """Open the store, the trace log and, without `upstream`, a forwarder in this process.
+
+    Without `ship_traces` the rows stay in the spool, from where readers on this machine have them as well.
+    """
     metrics = Metrics()
     database = await open_database(settings, metrics)
     catalog = load_catalog(settings.operator_rows())
@@ -101,9 +103,8 @@ async def open_service(settings: Settings, upstream: Upstream | None = None) -> 
         upstream = forwarder = await open_forwarder(settings, database, catalog)
     keys = Keys(database)
     await _ensure_bootstrap_key(keys)
-    traces = TraceWriter(settings.storage.traces_uri)
+    traces = _trace_writer(settings, ship=ship_traces)
     await traces.start()
-    await asyncio.to_thread(load_prices)
     retry = RetryPolicy(**settings.retries.model_dump())
     budgets = Budgets(TokenCounts(database), metrics)
     budgets.start()
@@ -131,7 +132,7 @@ async def prepare(settings: Settings) -> str | None:
         ValueError, GatewayError, OSError: what stands in the way of a start, and how to mend it.
     """
     load_catalog(settings.operator_rows())
-    traces = TraceWriter(settings.storage.traces_uri)
+    traces = _trace_writer(settings, ship=False)
     await traces.start()
     await traces.aclose()
     database = await open_database(settings)
@@ -166,6 +167,17 @@ async def open_forwarder(settings: Settings, database: Database, catalog: Catalo
     stored = ProviderSecrets(database, cipher, _KEY_TTL_S, settings.storage.outage_grace_s)
     credentials = LayeredCredentials(stored, EnvironmentCredentials(catalog, read_environment()))
     return Forwarder(catalog, credentials, Timeouts(**settings.timeouts.model_dump()))
+
+
+def _trace_writer(settings: Settings, *, ship: bool) -> TraceWriter:
+    storage = settings.storage
+    return TraceWriter(
+        storage.traces_uri,
+        storage.traces_spool_dir,
+        retention_days=storage.traces_retention_days,
+        limits=SpoolLimits(max_spool_bytes=int(storage.traces_spool_max_mib * 2**20)),
+        ship=ship,
+    )
 
 
 def _cipher(settings: Settings) -> Cipher:

@@ -148,16 +148,20 @@ class _Client:
     async def send_answer(self, answer: Answer) -> None:
         body = answer.body
         if isinstance(body, bytes):
+            answer.sent_bytes = len(body)
+            answer.record()  # before the last byte: who has the answer can rely on its row
             await self._send_whole(answer.status, answer.headers, body)
             return
         streaming = {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
         await self._start(answer.status, {**answer.headers, **streaming})
-        await self._send_chunks(body)
+        await self._send_chunks(body, answer)
+        answer.record()
         self.finished = True
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _send_chunks(self, chunks: AsyncIterator[bytes]) -> None:
+    async def _send_chunks(self, chunks: AsyncIterator[bytes], answer: Answer) -> None:
         async for chunk in chunks:
+            answer.sent_bytes += len(chunk)
             await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
 
     async def send_json(self, status: int, headers: Mapping[str, str], body: JsonObject) -> None:

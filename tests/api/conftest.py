@@ -64,7 +64,7 @@ async def service(tmp_path: Path, upstream: ScriptedUpstream) -> AsyncIterator[S
     settings = Settings.model_validate(
         {"storage": storage, "providers": ROWS, "retries": retries, "limits": {"max_body_mib": 1}}
     )
-    service = await open_service(settings, upstream)
+    service = await open_service(settings, upstream, ship_traces=False)
     yield service
     await service.aclose()
 

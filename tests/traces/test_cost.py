@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
-from hypothesis import given
+from genai_prices import Usage as PricedUsage
+from genai_prices import calc_price
+from genai_prices.data_snapshot import get_snapshot
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orqen_ray.conversation import Usage
-from orqen_ray.traces.cost import cost_usd
+from orqen_ray.traces.cost import _PRICE_LISTS, cost_usd
 
 COUNTS = st.integers(min_value=0, max_value=10**9)
 MILLION = 10**6
@@ -74,3 +79,43 @@ def test_no_usage_and_no_model_make_it_raise(a: int, b: int, c: int, d: int, e: 
 
 def test_a_usage_that_cannot_be_has_no_price() -> None:
     assert cost_usd("openai", "gpt-4o", Usage(input_tokens=-1)) is None
+
+
+LISTED = [
+    (catalog_row, model.id)
+    for catalog_row, price_list in sorted(_PRICE_LISTS.items())
+    for model in next(each for each in get_snapshot().providers if each.id == price_list).models
+    if cost_usd(catalog_row, model.id, Usage()) is not None  # some are found by another name only
+]
+SMALL = st.integers(min_value=0, max_value=500_000)
+
+
+def test_there_are_models_to_compare() -> None:
+    assert len(LISTED) > 200
+
+
+@settings(max_examples=400)
+@given(st.sampled_from(LISTED), SMALL, SMALL, SMALL, SMALL, st.integers(min_value=0, max_value=20_000))
+def test_rates_give_the_price_that_the_list_gives(
+    listed: tuple[str, str], input_: int, read: int, write: int, output: int, hours_ago: int
+) -> None:
+    provider, model = listed
+    at = datetime(2026, 1, 1, tzinfo=UTC) - timedelta(hours=hours_ago)
+    usage = Usage(
+        input_tokens=input_,
+        cache_read_tokens=read,
+        cache_write_tokens=write,
+        cache_write_1h_tokens=write // 3,
+        output_tokens=output,
+        reasoning_tokens=output // 2,
+    )
+    asked = PricedUsage(
+        input_tokens=usage.prompt_tokens,
+        cache_read_tokens=read,
+        cache_write_tokens=write,
+        cache_write_1h_tokens=write // 3,
+        output_tokens=output,
+        output_reasoning_tokens=output // 2,
+    )
+    price = calc_price(asked, model, provider_id=_PRICE_LISTS[provider], genai_request_timestamp=at).total_price
+    assert cost_usd(provider, model, usage, at=at) == pytest.approx(float(price))
