@@ -164,15 +164,15 @@ class ProviderSecrets:
         self._forget()
         return next(stored for stored in await self.list() if stored.provider == provider)
 
-    async def get(self, provider: str) -> Credentials | None:
-        """The credentials of `provider`, or None if there are none."""
+    async def get(self, provider: str) -> tuple[Credentials, ...]:
+        """The credentials of `provider`, if there are any."""
         sealed = (await self._rows()).get(provider)
         if sealed is None:
-            return None
+            return ()
         opened = msgspec.json.decode(self._cipher.open(sealed), type=_Sealed)
         if opened.provider != provider:
             raise StoreUnavailable("stored credentials belong to another provider; run `orqen providers connect` again")
-        return opened.credentials
+        return (opened.credentials,)
 
     async def names(self) -> frozenset[str]:
         """The providers that have stored credentials."""

@@ -20,25 +20,31 @@ CATALOG = load_catalog()
     "row", [row for row in CATALOG.providers.values() if row.api_key_env], ids=lambda row: row.name
 )
 async def test_each_row_finds_its_key_under_its_own_variable(row: object) -> None:
-    name, variable = row.name, row.api_key_env  # type: ignore[attr-defined]
+    name, (variable,) = row.name, row.api_key_env  # type: ignore[attr-defined]
     found = EnvironmentCredentials(CATALOG, {variable: " sk-1\n", "OTHER": "x"})
-    assert await found.get(name) == Credentials(api_key="sk-1")
+    assert await found.get(name) == (Credentials(label=variable, api_key="sk-1"),)
     assert name in await found.names()
 
 
 async def test_an_empty_environment_connects_nothing() -> None:
     found = EnvironmentCredentials(CATALOG, {"OPENAI_API_KEY": " "})
-    assert (await found.names(), await found.get("openai"), await found.get("nowhere")) == (frozenset(), None, None)
+    assert (await found.names(), await found.get("openai"), await found.get("nowhere")) == (frozenset(), (), ())
 
 
 async def test_bedrock_takes_a_bearer_key_before_aws_keys_and_the_rows_region_before_the_variables() -> None:
     aws = {"AWS_ACCESS_KEY_ID": "AK", "AWS_SECRET_ACCESS_KEY": "S", "AWS_SESSION_TOKEN": "T", "AWS_REGION": "eu-west-1"}
-    assert await EnvironmentCredentials(CATALOG, aws).get("bedrock") == Credentials(
-        aws=AwsCredentials(access_key_id="AK", secret_access_key="S", session_token="T"), region="eu-west-1"
-    )
+    aws_keys = AwsCredentials(access_key_id="AK", secret_access_key="S", session_token="T")
+    (found,) = await EnvironmentCredentials(CATALOG, aws).get("bedrock")
+    assert found == Credentials(label="AWS_ACCESS_KEY_ID", aws=aws_keys, region="eu-west-1")
     bearer = {**aws, "AWS_BEARER_TOKEN_BEDROCK": "B"}
-    found = EnvironmentCredentials(load_catalog({"bedrock": {"region": "us-west-2"}}), bearer)
-    assert await found.get("bedrock") == Credentials(api_key="B", region="us-west-2")
+    (found,) = await EnvironmentCredentials(load_catalog({"bedrock": {"region": "us-west-2"}}), bearer).get("bedrock")
+    assert found == Credentials(label="AWS_BEARER_TOKEN_BEDROCK", api_key="B", region="us-west-2")
+
+
+async def test_several_variables_are_several_keys_in_their_order() -> None:
+    row = {"openai": {"api_key_env": ["FIRST", "ABSENT", "SECOND"]}}
+    found = await EnvironmentCredentials(load_catalog(row), {"SECOND": "2", "FIRST": "1"}).get("openai")
+    assert found == (Credentials(label="FIRST", api_key="1"), Credentials(label="SECOND", api_key="2"))
 
 
 async def test_a_configured_bedrock_without_variables_asks_awss_own_chain(
@@ -51,9 +57,9 @@ async def test_a_configured_bedrock_without_variables_asks_awss_own_chain(
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(shared))
     found = EnvironmentCredentials(load_catalog({"bedrock": {"region": "eu-west-1"}}), {})
     assert await found.names() == {"bedrock"}
-    secret = await found.get("bedrock")
-    assert secret and secret.aws and secret.aws.access_key_id == "AKFILE"
-    assert await EnvironmentCredentials(CATALOG, {}).get("bedrock") is None, "not configured, so not searched for"
+    (secret,) = await found.get("bedrock")
+    assert secret.aws and secret.aws.access_key_id == "AKFILE"
+    assert await EnvironmentCredentials(CATALOG, {}).get("bedrock") == (), "not configured, so not searched for"
 
 
 async def test_an_aws_chain_that_finds_nothing_connects_nothing(
@@ -65,13 +71,13 @@ async def test_an_aws_chain_that_finds_nothing_connects_nothing(
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     found = EnvironmentCredentials(load_catalog({"bedrock": {}}), {})
-    assert await found.names() == frozenset() and await found.get("bedrock") is None
+    assert await found.names() == frozenset() and await found.get("bedrock") == ()
 
 
 async def test_the_first_source_that_knows_a_provider_wins() -> None:
     first, second = Credentials(api_key="1"), Credentials(api_key="2")
     layered = LayeredCredentials(FixedCredentials(a=first), FixedCredentials(a=second, b=second))
-    assert [await layered.get(name) for name in "abc"] == [first, second, None]
+    assert [await layered.get(name) for name in "abc"] == [(first,), (second,), ()]
     assert await layered.names() == {"a", "b"}
 
 

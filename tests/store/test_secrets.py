@@ -40,9 +40,9 @@ def secrets_over(database: Database, key: str = KEY) -> ProviderSecrets:
 async def test_credentials_come_back_as_they_went_in(database: Database, credentials: Credentials) -> None:
     await secrets_over(database).put("bedrock", credentials)
     reader = secrets_over(database)
-    assert await reader.get("bedrock") == credentials
+    assert await reader.get("bedrock") == (credentials,)
     assert await reader.names() == {"bedrock"}
-    assert await reader.get("other") is None
+    assert await reader.get("other") == ()
 
 
 async def test_no_secret_can_be_read_in_the_files_or_lists(database: Database, database_path: Path) -> None:
@@ -65,10 +65,10 @@ async def test_putting_again_replaces_and_deleting_forgets(database: Database) -
     secrets = secrets_over(database)
     first = await secrets.put("openai", Credentials(api_key="first"))
     second = await secrets.put("openai", Credentials(api_key="second"))
-    assert await secrets.get("openai") == Credentials(api_key="second")
+    assert await secrets.get("openai") == (Credentials(api_key="second"),)
     assert second.created_at == first.created_at and second.updated_at > first.updated_at
     assert await secrets.delete("openai") is True
-    assert await secrets.get("openai") is None
+    assert await secrets.get("openai") == ()
     assert await secrets.delete("openai") is False
 
 
@@ -80,7 +80,7 @@ async def test_what_another_process_changes_is_seen_within_five_seconds(database
     now_s = 4.9
     assert await reader.names() == frozenset()
     now_s = 5.0
-    assert await reader.get("openai") == Credentials(api_key=API_KEY)
+    assert await reader.get("openai") == (Credentials(api_key=API_KEY),)
 
 
 async def test_another_secret_key_is_refused_with_what_to_do(database: Database) -> None:
