@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+from orqen_ray.attempts import RetryPolicy
 from orqen_ray.config import Settings, load_secrets, read_environment
 from orqen_ray.errors import BadRequest
-from orqen_ray.gateway import Gateway, RetryPolicy
+from orqen_ray.fallbacks import check_fallbacks
+from orqen_ray.gateway import Gateway
+from orqen_ray.metrics import Metrics
+from orqen_ray.providers.breaker import BreakerPolicy
 from orqen_ray.providers.catalog import Catalog, load_catalog
 from orqen_ray.providers.credentials import EnvironmentCredentials, LayeredCredentials
 from orqen_ray.providers.forward import Forwarder, Timeouts
@@ -61,23 +65,25 @@ class Service:
 
 async def open_service(settings: Settings, upstream: Upstream | None = None) -> Service:
     """Open the store, the trace log and, without `upstream`, a forwarder in this process."""
-    database = await open_database(settings)
     catalog = load_catalog(settings.operator_rows())
+    check_fallbacks(catalog, settings.fallbacks)
+    database = await open_database(settings)
+    metrics = Metrics()
     forwarder = None
     if upstream is None:
-        upstream = forwarder = await open_forwarder(settings, database, catalog)
+        upstream = forwarder = await open_forwarder(settings, database, catalog, metrics)
     keys = Keys(database)
     await _ensure_bootstrap_key(keys)
     traces = TraceWriter(settings.storage.traces_uri)
     await traces.start()
     await asyncio.to_thread(load_prices)
-    retry = RetryPolicy(**settings.retries.model_dump())
+    retry = RetryPolicy(**settings.retries.model_dump(), total_s=settings.timeouts.total_s)
     return Service(
         settings=settings,
         catalog=catalog,
         database=database,
         keys=keys,
-        gateway=Gateway(catalog, upstream, traces, retry),
+        gateway=Gateway(catalog, upstream, traces, retry, settings.fallbacks, metrics),
         _key_cache=KeyCache(keys, ttl_s=4.0),  # a revocation must take effect within 5 s
         _traces=traces,
         _forwarder=forwarder,
@@ -93,7 +99,7 @@ async def prepare(settings: Settings) -> str | None:
     Raises:
         ValueError, GatewayError, OSError: what stands in the way of a start, and how to mend it.
     """
-    load_catalog(settings.operator_rows())
+    check_fallbacks(load_catalog(settings.operator_rows()), settings.fallbacks)
     traces = TraceWriter(settings.storage.traces_uri)
     await traces.start()
     await traces.aclose()
@@ -122,13 +128,22 @@ async def open_database(settings: Settings) -> Database:
     return database
 
 
-async def open_forwarder(settings: Settings, database: Database, catalog: Catalog | None = None) -> Forwarder:
+async def open_forwarder(
+    settings: Settings, database: Database, catalog: Catalog | None = None, metrics: Metrics | None = None
+) -> Forwarder:
     """The way to the providers, with the secrets of the store first and those of the environment after them."""
     catalog = catalog or load_catalog(settings.operator_rows())
     cipher = await asyncio.to_thread(_cipher, settings)
     stored = ProviderSecrets(database, cipher)
     credentials = LayeredCredentials(stored, EnvironmentCredentials(catalog, read_environment()))
-    return Forwarder(catalog, credentials, Timeouts(**settings.timeouts.model_dump()))
+    return Forwarder(
+        catalog,
+        credentials,
+        Timeouts(**settings.timeouts.model_dump()),
+        BreakerPolicy(**settings.circuit_breaker.model_dump()),
+        patience_s=settings.retries.backoff_max_s,
+        metrics=metrics,
+    )
 
 
 def _cipher(settings: Settings) -> Cipher:

@@ -29,14 +29,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tokens": {"conversation"},
     "exchange": {"errors", "conversation", "types", "traces", "providers", "tokens"},
     "relay": {"errors", "conversation", "types", "formats", "exchange"},
+    "attempts": {
+        "errors", "conversation", "types", "metrics", "retry_after", "formats", "providers", "exchange", "relay",
+    },
+    "fallbacks": {"errors", "providers"},
     "gateway": {
         "errors", "conversation", "types", "metrics", "formats", "models", "providers", "traces", "exchange", "relay",
-        "sessions",
+        "sessions", "attempts",
     },
     "passthrough": {
         "errors", "conversation", "types", "formats", "providers", "exchange", "relay", "gateway", "sessions", "tokens",
+        "attempts",
     },
-    "service": {"errors", "types", "config", "metrics", "models", "providers", "store", "traces", "gateway"},
+    "service": {
+        "errors", "types", "config", "metrics", "models", "providers", "store", "traces", "attempts", "fallbacks",
+        "gateway",
+    },
     "api": {
         "errors", "conversation", "types", "formats", "providers", "store", "gateway", "relay", "passthrough",
         "service", "metrics",
