@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from orqen_ray.conversation import (
     Block,
@@ -121,8 +121,7 @@ def _unsealed(message: Message) -> Message:
     return replace(message, blocks=blocks, extra=_open_fields(message.extra))
 
 
-def _open_fields(extra: Iterable[str]) -> dict[str, object]:
-    assert isinstance(extra, dict)
+def _open_fields(extra: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in extra.items() if name not in _SEALED_FIELDS}
 
 
@@ -149,11 +148,11 @@ def _open_turn(conversation: Conversation) -> tuple[Message, ...]:
     while start and not (messages[start - 1].role == "user" and not _has(messages[start - 1], ToolResult)):
         start -= 1
     turn = messages[start:]
-    return turn if any(_has(message, ToolCall | ToolResult) for message in turn) else ()
+    return turn if any(_has(message, ToolCall, ToolResult) for message in turn) else ()
 
 
-def _has(message: Message, kind: object) -> bool:
-    return any(isinstance(block, kind) for block in message.blocks)  # type: ignore[arg-type]
+def _has(message: Message, *kinds: type[Block]) -> bool:
+    return any(isinstance(block, kinds) for block in message.blocks)
 
 
 def _reachable(source: Source, target: Target, home: Target | None) -> bool:

@@ -82,7 +82,7 @@ class KeyRing:
         for key in order:
             breaker = self._breaker(call.provider, key.label)
             if (permit := breaker.acquire()) is not None:
-                others = any(other is not key and other.label not in call.avoid_keys for other in order)
+                others = any(other is not key and self._is_ready(call, other) for other in order)
                 return Chosen(key, key.label, others, permit, breaker) if keys else _keyless(permit, breaker)
         wait_s = min(self._breaker(call.provider, key.label).wait_s for key in order)
         raise CircuitOpen(
@@ -147,6 +147,12 @@ class KeyRing:
         avoided = call.avoid_keys
         places = sorted(range(len(order)), key=lambda i: (order[i].label in avoided, max(waits[i], 0.0), i))
         return [order[i] for i in places]
+
+    def _is_ready(self, call: Call, key: Credentials) -> bool:
+        """Not tried for this request, not resting, not failing."""
+        if key.label in call.avoid_keys or self._breaker(call.provider, key.label).wait_s > 0:
+            return False
+        return self._rests.get((call.provider, key.label, call.model), 0.0) <= self._clock()
 
     def _breaker(self, provider: str, label: str) -> Breaker:
         breaker = self._breakers.get((provider, label))
