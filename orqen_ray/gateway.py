@@ -75,7 +75,8 @@ class Gateway:
         self.catalog = catalog
         self.upstream = upstream
         self._traces = traces
-        self._attempts = Attempts(upstream, retry, metrics or Metrics())
+        self.metrics = metrics or Metrics()
+        self._attempts = Attempts(upstream, retry, self.metrics)
         self._fallbacks = fallbacks or {}
 
     async def converse(self, inbound: Inbound) -> Answer:
