@@ -29,7 +29,7 @@ class ForwarderPool:
             yield error
             return
         try:
-            yield Head(reply.status, dict(reply.headers))
+            yield Head(reply.status, dict(reply.headers), reply.key, reply.other_keys)
             async for chunk in reply.chunks:
                 yield chunk
         except GatewayError as error:

@@ -73,5 +73,5 @@ class Ingress:
 def remote_forwarder(settings: Settings, pool: DeploymentHandle[Any]) -> RemoteForwarder:
     """The pool behind `pool`, with bounds that leave its own time-outs the first word."""
     waits = settings.timeouts
-    head_s = waits.connect_s + waits.first_byte_s + POOL_SLACK_S
+    head_s = waits.queue_s + waits.connect_s + waits.first_byte_s + POOL_SLACK_S
     return RemoteForwarder(pool, head_timeout_s=head_s, idle_timeout_s=waits.idle_s + POOL_SLACK_S)

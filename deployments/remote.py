@@ -15,16 +15,23 @@ from orqen_ray.types import Call, UpstreamReply
 
 CONNECTED_FRESH_S = 2.0
 CONNECTED_TIMEOUT_S = 5.0
+DEADLINE_SLACK_S = 1.0
+"""By how much the pool's own word that a deadline has passed is waited for."""
 
 Frames = Any  # DeploymentResponseGenerator[Frame]; Ray's class is not subscriptable at run time
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The first frame of an answer; the body follows as `bytes`, an error at any place as a `GatewayError`."""
+    """The first frame of an answer; the body follows as `bytes`, an error at any place as a `GatewayError`.
+
+    `key` and `other_keys` as in `UpstreamReply`.
+    """
 
     status: int
     headers: Mapping[str, str]
+    key: str | None = None
+    other_keys: bool = False
 
 
 Frame = Head | bytes | GatewayError
@@ -56,14 +63,21 @@ class RemoteForwarder:
         """See `Upstream.send`. A cancelled send is cancelled in the pool too."""
         chunks = _Chunks(self._send.remote(call), self._idle_timeout_s)
         try:
-            head = await chunks.next_frame(min(self._head_timeout_s, call.deadline_s or self._head_timeout_s))
+            head = await chunks.next_frame(self._head_wait_s(call))
         except BaseException:
             await chunks.aclose()
             raise
         if not isinstance(head, Head):
             await chunks.aclose()
             raise UpstreamUnavailable("The forwarder pool ended the answer before it began; send the request again.")
-        return UpstreamReply(status=head.status, headers=head.headers, chunks=chunks)
+        return UpstreamReply(
+            status=head.status, headers=head.headers, chunks=chunks, key=head.key, other_keys=head.other_keys
+        )
+
+    def _head_wait_s(self, call: Call) -> float:
+        if call.deadline_s is None:
+            return self._head_timeout_s
+        return min(self._head_timeout_s, call.deadline_s + DEADLINE_SLACK_S)
 
     async def connected(self) -> frozenset[str]:
         """See `Upstream.connected`; at most `CONNECTED_FRESH_S` old.

@@ -37,10 +37,12 @@ _MESSAGES = {
     "model_type": "expected keys and values, as `key: value`",
     "dict_type": "expected keys and values, as `key: value`",
     "tuple_type": "expected a list, as `[a, b]`",
+    "too_short": "expected at least one entry",
 }
 
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Usd = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fallbacks = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class SettingsError(Exception):
@@ -86,7 +88,7 @@ class ProviderSettings(_Section):
 
     dialect: Literal["openai", "anthropic", "bedrock"] | None = None
     base_url: str | None = None
-    api_key_env: str | None = None
+    api_key_env: Annotated[tuple[str, ...] | None, BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)] = None
     auth: Literal["bearer", "x-api-key", "api-key", "sigv4", "none"] | None = None
     region: str | None = None
     allow_private_network: bool | None = None
@@ -95,6 +97,7 @@ class ProviderSettings(_Section):
     model_patterns: tuple[str, ...] | None = None
     models: tuple[Annotated[ModelSettings, BeforeValidator(lambda m: {"id": m} if isinstance(m, str) else m)], ...] = ()
     capabilities: dict[str, Any] = Field(default_factory=dict)
+    max_concurrent_requests: int | None = Field(default=None, gt=0)
 
 
 class ServerSettings(_Section):
@@ -138,12 +141,29 @@ class TimeoutSettings(_Section):
     first_byte_s: Seconds = 600
     idle_s: Seconds = 300
     total_s: Seconds = 3600
+    queue_s: Seconds = 10
 
 
 class RetrySettings(_Section):
     max_retries: int = Field(default=2, ge=0, le=10)
     backoff_s: Seconds = 0.2
     backoff_max_s: Seconds = 5
+    budget_ratio: float = Field(default=0.2, ge=0, le=10, allow_inf_nan=False)
+    hedge_after_s: Seconds | None = None
+
+
+class CircuitBreakerSettings(_Section):
+    failures: int = Field(default=5, ge=1, le=1000)
+    failure_ratio: float = Field(default=0.5, gt=0, le=1)
+    window_s: Seconds = 30
+    cooldown_s: Seconds = 5
+    cooldown_max_s: Seconds = 120
+
+    @model_validator(mode="after")
+    def _ordered(self) -> CircuitBreakerSettings:
+        if self.cooldown_max_s < self.cooldown_s:
+            raise ValueError("cooldown_max_s must not be below cooldown_s")
+        return self
 
 
 class LimitSettings(_Section):
@@ -189,6 +209,10 @@ class Settings(_Section):
     limits: LimitSettings = LimitSettings()
     ingress: IngressSettings = IngressSettings()
     forwarder: ForwarderSettings = ForwarderSettings()
+    circuit_breaker: CircuitBreakerSettings = CircuitBreakerSettings()
+    fallbacks: Annotated[dict[str, Fallbacks], BeforeValidator(lambda chains: chains or {})] = Field(
+        default_factory=dict
+    )
 
     @model_validator(mode="wrap")
     @classmethod

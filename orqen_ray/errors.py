@@ -15,7 +15,9 @@ GatewayError                 500  internal
 └ UpstreamError              502  the provider failed, or answered what cannot be read
   ├ UpstreamRejected         (the provider's status)  the provider refused the request
   ├ UpstreamTimeout          504  the provider did not answer in time
+  │ └ DeadlinePassed         504  the time for the whole request is over
   ├ UpstreamUnavailable      503  no connection to the provider
+  │ └ CircuitOpen            503  the provider failed too often and is not called for a while
   └ UpstreamRefused          400  the provider's address is not allowed (private network, redirect)
 """
 
@@ -115,7 +117,12 @@ class StoreUnavailable(GatewayError):
 
 
 class UpstreamError(GatewayError):
-    """The provider failed. `provider` names it; the message never holds its address or a secret."""
+    """The provider failed. `provider` names it; the message never holds its address or a secret.
+
+    Attributes:
+        key: the label of the provider's key that was used, if any was.
+        other_keys: the provider has a key that this request has not tried and may try.
+    """
 
     status = 502
     code = "upstream_error"
@@ -123,6 +130,8 @@ class UpstreamError(GatewayError):
     def __init__(self, message: str, *, provider: str | None = None) -> None:
         super().__init__(message)
         self.provider = provider
+        self.key: str | None = None
+        self.other_keys = False
 
 
 class UpstreamRejected(UpstreamError):
@@ -158,9 +167,21 @@ class UpstreamTimeout(UpstreamError):
     code = "upstream_timeout"
 
 
+class DeadlinePassed(UpstreamTimeout):
+    code = "deadline_passed"
+
+
 class UpstreamUnavailable(UpstreamError):
     status = 503
     code = "upstream_unavailable"
+
+
+class CircuitOpen(UpstreamUnavailable):
+    code = "circuit_open"
+
+    def __init__(self, message: str, *, retry_after_s: float, provider: str | None = None) -> None:
+        super().__init__(message, provider=provider)
+        self.retry_after_s = retry_after_s
 
 
 class UpstreamRefused(UpstreamError):

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from orqen_ray.conversation import Conversation, Facts, Usage
-from orqen_ray.errors import GatewayError, UpstreamRejected
+from orqen_ray.errors import GatewayError
 from orqen_ray.providers.catalog import Resolved
 from orqen_ray.tokens import TOKENS_PER_IMAGE, inline_pictures
 from orqen_ray.traces.row import Trace
-from orqen_ray.types import Attempt, Call, UpstreamReply
+from orqen_ray.types import Attempt, Call
 
 _CHARS_PER_TOKEN = 4
 _MAX_HEADER_CHARS = 1024
@@ -41,6 +41,8 @@ class Exchange:
     status: int = 0
     error_code: str | None = None
     attempts: list[Attempt] = field(default_factory=list)
+    excluded: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Fallback models that were passed over, and why."""
     tools_input: int = 0
     tools_output: int = 0
     request_bytes: int = 0
@@ -76,16 +78,15 @@ class Exchange:
         self.prices_usd_per_mtok = target.provider.prices_usd_per_mtok(target.model_id)
 
     def note_attempt(
-        self, call: Call, started_ms: float, *, reply: UpstreamReply | None = None, error: GatewayError | None = None
+        self, call: Call, started_ms: float, *, key: str | None, status: int | None, error_code: str | None
     ) -> None:
-        """Keep what became of one call to a provider; exactly one of `reply` and `error` is given."""
-        code = error.code if error else (UpstreamRejected.code if reply and reply.status >= 400 else None)
+        """Keep what became of one call to a provider."""
         attempt = Attempt(
             provider=call.provider,
             model=call.model,
-            key=reply.key if reply else None,
-            status=reply.status if reply else None,
-            error_code=code,
+            key=key,
+            status=status,
+            error_code=error_code,
             started_ms=started_ms,
             took_ms=self.elapsed_ms() - started_ms,
         )

@@ -9,15 +9,14 @@ conversation that comes out as the same object means that nothing was edited.
 
 from __future__ import annotations
 
-import asyncio
-import random
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
 
+from orqen_ray.attempts import Attempts, Candidate, RetryPolicy
 from orqen_ray.conversation import Conversation, JsonObject
-from orqen_ray.errors import BadRequest, GatewayError, UpstreamUnavailable
+from orqen_ray.errors import BadRequest, GatewayError
 from orqen_ray.exchange import Exchange, without_indexes
 from orqen_ray.formats.faithful import faithful_body, own_fields, request_credentials
 from orqen_ray.formats.format import Format
@@ -25,14 +24,22 @@ from orqen_ray.formats.paths import chat_path
 from orqen_ray.formats.reading import bounded_depth, decode_object
 from orqen_ray.formats.registry import FORMATS
 from orqen_ray.formats.tool_names import legal_tool_names
+from orqen_ray.metrics import Metrics
+from orqen_ray.models.feasibility import (
+    Target,
+    holds_sealed_reasoning,
+    obstacles,
+    same_account,
+    without_sealed_reasoning,
+)
 from orqen_ray.providers.catalog import Catalog, Resolved
 from orqen_ray.providers.headers import allowed_request_headers
 from orqen_ray.relay import Answer, Route, answer
 from orqen_ray.sessions import session_id
 from orqen_ray.traces.writer import TraceWriter
-from orqen_ray.types import Call, Upstream, UpstreamReply
+from orqen_ray.types import Call, Credentials, Upstream, UpstreamReply
 
-RETRYABLE_STATUSES = frozenset({408, 429, 500, 502, 503, 504, 529})
+_REASONING = "messages.thinking"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,28 +59,6 @@ class Inbound:
     url_stream: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryPolicy:
-    """Retries before the first byte: `backoff_s` doubles each time, with jitter, up to `backoff_max_s`."""
-
-    max_retries: int = 2
-    backoff_s: float = 0.2
-    backoff_max_s: float = 5.0
-
-    def delay_s(self, attempt: int, retry_after: str | None) -> float | None:
-        """How long to wait after `attempt` (from 1), or None when there shall be no further one."""
-        if attempt > self.max_retries:
-            return None
-        try:
-            asked_s = float(retry_after or 0)
-        except ValueError:  # an HTTP date: the caller can wait for it better than we can
-            return None
-        if not asked_s <= self.backoff_max_s:  # NaN is no time to wait either
-            return None
-        jittered_s = random.uniform(0.5, 1.0) * self.backoff_s * 2.0 ** (attempt - 1)
-        return max(asked_s, min(jittered_s, self.backoff_max_s))
-
-
 class Gateway:
     """Serves chat requests of all formats. One per process; holds no state of a request."""
 
@@ -83,13 +68,21 @@ class Gateway:
         upstream: Upstream,
         traces: TraceWriter,
         retry: RetryPolicy,
+        fallbacks: Mapping[str, Sequence[str]] | None = None,
+        metrics: Metrics | None = None,
         spend: Callable[[str, int], None] = lambda key_id, tokens: None,
     ) -> None:
-        """Args: spend: told after each request which key has used how many billed tokens."""
+        """
+        Args:
+            fallbacks: model string -> the models to try in its place, in this order.
+            spend: told after each request which key has used how many billed tokens.
+        """
         self.catalog = catalog
         self.upstream = upstream
         self._traces = traces
-        self._retry = retry
+        self.metrics = metrics or Metrics()
+        self._attempts = Attempts(upstream, retry, self.metrics)
+        self._fallbacks = fallbacks or {}
         self._spend = spend
 
     async def converse(self, inbound: Inbound) -> Answer:
@@ -114,12 +107,11 @@ class Gateway:
             exchange.note_request(conversation, edited)
             exchange.note_target(target)
             exchange.note_stage("select")
-            with bounded_depth():
-                call, route = self._build(inbound, payload, conversation, edited, target, exchange)
+            asked = _Asked(inbound, payload, conversation, edited, exchange, credentials)
+            first = self._build(asked, target)
             exchange.note_stage("build")
-            call = replace(call, credentials=credentials if route.provider.name == "bedrock_converse" else None)
-            reply = await self.forward(call, exchange)
-            return await answer(reply, route, exchange, self.record)
+            candidate, reply = await self._attempts.answer(exchange, first, self._others(asked, target))
+            return await answer(reply, candidate.route, exchange, self.record)
         except BaseException as error:
             self.fail(exchange, error)
             raise
@@ -133,28 +125,9 @@ class Gateway:
         connected = await self.upstream.connected()
         return self.catalog.resolve(model, connected | {"bedrock"} if with_bedrock else connected)
 
-    async def forward(self, call: Call, exchange: Exchange) -> UpstreamReply:
-        """Send, and send again while the provider is busy or gone: only before the first byte of an answer."""
-        exchange.overhead_ms = exchange.elapsed_ms()
-        while True:
-            started_ms = exchange.elapsed_ms()
-            try:
-                reply = await self.upstream.send(call)
-            except UpstreamUnavailable as error:
-                exchange.note_attempt(call, started_ms, error=error)
-                delay_s = self._retry.delay_s(len(exchange.attempts), None)
-                if delay_s is None:
-                    raise
-            else:
-                exchange.first_byte_ms = exchange.elapsed_ms()
-                exchange.note_attempt(call, started_ms, reply=reply)
-                delay_s = None
-                if reply.status in RETRYABLE_STATUSES and reply.headers.get("x-should-retry") != "false":
-                    delay_s = self._retry.delay_s(len(exchange.attempts), reply.headers.get("retry-after"))
-                if delay_s is None:
-                    return reply
-                await reply.aclose()
-            await asyncio.sleep(delay_s)
+    async def forward(self, candidate: Candidate, exchange: Exchange) -> UpstreamReply:
+        """Send to this one provider, and send again while it is busy or gone: only before the first byte."""
+        return (await self._attempts.answer(exchange, candidate))[1]
 
     def fail(self, exchange: Exchange, error: BaseException) -> None:
         """Record a request that gets no answer, and give its error the headers that it has earned so far."""
@@ -180,22 +153,49 @@ class Gateway:
         """Steps 3 and 5-7 of the journey (understand, route tools, compress, validate) come here; not yet built."""
         return conversation
 
-    def _build(
-        self,
-        inbound: Inbound,
-        payload: JsonObject,
-        conversation: Conversation,
-        edited: Conversation,
-        target: Resolved,
-        exchange: Exchange,
-    ) -> tuple[Call, Route]:
+    async def _others(self, asked: _Asked, first: Resolved) -> AsyncGenerator[Candidate]:
+        """The models to try in place of `first`, those that can read the conversation; built when their turn comes."""
+        home = self._target(first)
+        for model in self._fallbacks.get(asked.conversation.model, ()):
+            try:
+                resolved = await self.resolve(model, with_bedrock=asked.credentials is not None)
+                target = self._target(resolved)
+                tokens = asked.exchange.estimated_usage().input_tokens
+                reasons: tuple[str, ...] = obstacles(asked.edited, target, input_tokens=tokens, home=home)
+                if not reasons:
+                    sealed = not same_account(target, home)
+                    yield self._build(asked, resolved, without_reasoning=sealed)
+            except GatewayError as error:
+                reasons = (error.code,)
+            if reasons:
+                asked.exchange.excluded[model] = reasons
+
+    def _target(self, resolved: Resolved) -> Target:
+        provider, model_id = resolved.provider, resolved.model_id
+        return Target(
+            provider=provider.name,
+            dialect=provider.dialect,
+            model_id=model_id,
+            capabilities=self.catalog.capabilities(provider.name, model_id),
+            context_tokens=provider.context_tokens(model_id),
+        )
+
+    def _build(self, asked: _Asked, target: Resolved, *, without_reasoning: bool = False) -> Candidate:
+        with bounded_depth():
+            return self._candidate(asked, target, without_reasoning)
+
+    def _candidate(self, asked: _Asked, target: Resolved, without_reasoning: bool) -> Candidate:
+        inbound, conversation, edited = asked.inbound, asked.conversation, asked.edited
         provider, dialect = target.provider, FORMATS[target.provider.dialect]
         capabilities = self.catalog.capabilities(provider.name, target.model_id)
         same_format = dialect.name == inbound.format.name
         asked_usage = False
         tool_names: Mapping[str, str] = {}
+        dropped: tuple[str, ...] = ()
+        if without_reasoning and (rest := without_sealed_reasoning(edited)) is not edited:
+            edited, dropped = rest, (_REASONING,)
         if same_format and edited is conversation:
-            faithful = faithful_body(inbound.body, payload, conversation, target.model_id, capabilities)
+            faithful = faithful_body(inbound.body, asked.payload, conversation, target.model_id, capabilities)
             body, asked_usage = faithful.body, faithful.asked_usage
         else:
             if not same_format:
@@ -203,17 +203,18 @@ class Gateway:
                     raise BadRequest("must hold at least one message", param="messages")
                 edited, tool_names = legal_tool_names(edited, dialect.name)
             written = dialect.write_request(edited, target.model_id, capabilities)
-            body, exchange.dropped = msgspec.json.encode(written.body), without_indexes(written.dropped)
-        exchange.request_bytes = len(body)
+            body, dropped = msgspec.json.encode(written.body), without_indexes((*dropped, *written.dropped))
         call = Call(
             provider=provider.name,
             path=chat_path(dialect.name, target.model_id, stream=conversation.stream),
             query=inbound.query if same_format else "",
             body=body,
             headers=allowed_request_headers(dialect.name, inbound.headers if same_format else {}),
+            credentials=asked.credentials if dialect.name == "bedrock_converse" else None,
             stream=conversation.stream,
             model=target.model_id,
-            conversation=exchange.session_id,
+            conversation=asked.exchange.session_id,
+            key_bound=capabilities.prefix_bound and holds_sealed_reasoning(edited),
         )
         route = Route(
             caller=inbound.format,
@@ -222,4 +223,16 @@ class Gateway:
             asked_usage=asked_usage,
             tool_names=tool_names,
         )
-        return call, route
+        return Candidate(target=target, call=call, route=route, dropped=dropped, chat=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a caller wants, from which a call is built for each model that is tried."""
+
+    inbound: Inbound
+    payload: JsonObject
+    conversation: Conversation
+    edited: Conversation
+    exchange: Exchange
+    credentials: Credentials | None

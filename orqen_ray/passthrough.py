@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
+from orqen_ray.attempts import Candidate
 from orqen_ray.conversation import Conversation
 from orqen_ray.errors import BadRequest
 from orqen_ray.exchange import Exchange
@@ -26,6 +27,8 @@ from orqen_ray.tokens import count_tokens
 from orqen_ray.types import Call
 
 _COUNT_PATH = "/v1/messages/count_tokens"
+_STORING = frozenset({"responses", "videos"})
+"""Families whose calls name what an earlier call left at the provider."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +41,8 @@ class _Outgoing:
     body: bytes
     format: Format
     method: str = "POST"
+    own_account: bool = False
+    """It may speak of what is stored at the provider, or sealed by it: always the first of its keys."""
 
 
 async def family_call(gateway: Gateway, inbound: Inbound, path: str, family: str, *, method: str = "POST") -> Answer:
@@ -55,7 +60,9 @@ async def _family_call(gateway: Gateway, inbound: Inbound, path: str, family: st
     body = inbound.body
     if not body:
         target = Resolved(provider=await _only_provider(gateway, family), model_id="")
-        return _Outgoing(model="", target=target, path=path, body=b"", format=OPENAI_FAMILY, method=method)
+        return _Outgoing(
+            model="", target=target, path=path, body=b"", format=OPENAI_FAMILY, method=method, own_account=True
+        )
     form = _is_form(inbound)
     if form:  # its parser takes its time
         content_type = inbound.headers["content-type"]
@@ -71,7 +78,15 @@ async def _family_call(gateway: Gateway, inbound: Inbound, path: str, family: st
     if model != target.model_id:
         new = target.model_id
         body = body[:start] + new.encode() + body[end:] if form else splice(body, {"model": msgspec.json.encode(new)})
-    return _Outgoing(model=model, target=target, path=path, body=body, format=OPENAI_FAMILY, method=method)
+    return _Outgoing(
+        model=model,
+        target=target,
+        path=path,
+        body=body,
+        format=OPENAI_FAMILY,
+        method=method,
+        own_account=family in _STORING,
+    )
 
 
 def _is_form(inbound: Inbound) -> bool:
@@ -109,7 +124,7 @@ async def _invoke(gateway: Gateway, inbound: Inbound, operation: str) -> _Outgoi
             f"{operation} reaches Bedrock models only, and {model!r} belongs to {target.provider.name!r}; use converse"
         )
     path = bedrock_path(target.model_id, operation)
-    return _Outgoing(model=model, target=target, path=path, body=inbound.body, format=BEDROCK_INVOKE)
+    return _Outgoing(model=model, target=target, path=path, body=inbound.body, format=BEDROCK_INVOKE, own_account=True)
 
 
 async def count(gateway: Gateway, inbound: Inbound) -> Answer | int:
@@ -162,11 +177,13 @@ async def _send(gateway: Gateway, inbound: Inbound, plan: Awaitable[_Outgoing]) 
             headers=allowed_request_headers(provider.dialect, inbound.headers),
             stream=True,
             model=outgoing.target.model_id,
-            conversation=exchange.session_id,
+            conversation="" if outgoing.own_account else exchange.session_id or inbound.request_id,
+            key_bound=outgoing.own_account,
         )
         nothing = Conversation(format=inbound.format.name, model=outgoing.model, messages=())
         route = Route(caller=outgoing.format, provider=outgoing.format, conversation=nothing)
-        reply = await gateway.forward(call, exchange)
+        candidate = Candidate(target=outgoing.target, call=call, route=route)
+        reply = await gateway.forward(candidate, exchange)
         return await answer(reply, route, exchange, gateway.record)
     except BaseException as error:
         gateway.fail(exchange, error)

@@ -15,7 +15,7 @@ from orqen_ray.formats.format import Format, StreamWriter, failure_of
 from orqen_ray.formats.tool_names import own_name, own_name_event
 from orqen_ray.types import UpstreamReply
 
-_STREAM_TYPES = ("text/event-stream", "application/vnd.amazon.eventstream")
+STREAM_TYPES = ("text/event-stream", "application/vnd.amazon.eventstream")
 # Sounds and films have no end that must be waited for, and nothing in them to be read.
 _MEDIA_TYPES = ("audio/", "video/", "image/", "application/octet-stream")
 _MAX_ERROR_BYTES = 1 << 20
@@ -108,7 +108,7 @@ async def _body(
     if reply.status >= 400:
         return await _error_body(reply, route, exchange)
     content_type = reply.headers.get("content-type", "").lower()
-    streamed = content_type.startswith(_STREAM_TYPES)
+    streamed = content_type.startswith(STREAM_TYPES)
     if route.same and content_type.startswith(_MEDIA_TYPES):
         return _media(reply, exchange)
     if route.same:
@@ -121,7 +121,7 @@ async def _body(
     converted = _converted(reply, route, exchange, writer, streamed=streamed)
     # The first bytes are awaited here, so that an error before them still gets an HTTP status of its own.
     first = await anext(converted, b"")
-    return _Resumed(first, converted)
+    return Resumed(first, converted)
 
 
 async def _error_body(reply: UpstreamReply, route: Route, exchange: Exchange) -> bytes:
@@ -137,6 +137,8 @@ async def _error_body(reply: UpstreamReply, route: Route, exchange: Exchange) ->
 
 async def _plain_body(reply: UpstreamReply, route: Route, exchange: Exchange) -> bytes:
     body = await _read(reply)
+    if "json" in reply.headers.get("content-type", "") and _is_cut_off(body):
+        raise UpstreamError("the provider's answer broke off before its end")
     exchange.facts = route.provider.scan_reply(body)
     return body
 
@@ -171,7 +173,13 @@ async def _relayed(reply: UpstreamReply, route: Route, exchange: Exchange) -> As
             held_bytes = _checked_event(0 if out else held_bytes + len(chunk))
             if out:
                 yield out
-        if rest := scanner.end():
+            if scanner.broken is not None:
+                raise UpstreamError(scanner.broken)
+        told = scanner.facts.failure
+        rest = scanner.end()
+        if told is None and (cut_off := scanner.facts.failure):
+            raise UpstreamError(cut_off)  # an event that was cut in two is of no use to anyone, so it is left out
+        if rest:
             yield rest
     except GatewayError as error:
         failure = error.message
@@ -235,13 +243,13 @@ def _error_status(status: int) -> int:
     return status if 400 <= status < 600 else 502
 
 
-class _Resumed:
+class Resumed:
     """A stream whose first chunk was taken from it already.
 
     A class and not a generator: a generator that was never started closes nothing when it is closed.
     """
 
-    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, first: bytes, rest: AsyncIterator[bytes]) -> None:
         self._first = first
         self._rest = rest
 
@@ -253,7 +261,9 @@ class _Resumed:
         return first or await anext(self._rest)
 
     async def aclose(self) -> None:
-        await self._rest.aclose()
+        close = getattr(self._rest, "aclose", None)
+        if close is not None:
+            await close()
 
 
 async def _media(reply: UpstreamReply, exchange: Exchange) -> AsyncIterator[bytes]:
@@ -293,6 +303,17 @@ def _decode(body: bytes) -> JsonObject:
     if not isinstance(value, dict):
         raise UpstreamError("the provider's answer is not a JSON object")
     return value
+
+
+def _is_cut_off(body: bytes) -> bool:
+    """Whether a JSON text has no end. What is odd in another way is the caller's to read, as it came."""
+    try:
+        msgspec.json.decode(body, type=msgspec.Raw)
+    except msgspec.DecodeError as error:
+        return body.strip() != b"" and "truncated" in str(error)
+    except (ValueError, RecursionError):
+        return False
+    return False
 
 
 def _is_json_object(body: bytes) -> bool:

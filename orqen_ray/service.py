@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+from orqen_ray.attempts import RetryPolicy
 from orqen_ray.config import Settings, load_secrets, read_environment
 from orqen_ray.errors import BadRequest, StoreUnavailable
-from orqen_ray.gateway import Gateway, RetryPolicy
+from orqen_ray.fallbacks import check_fallbacks
+from orqen_ray.gateway import Gateway
 from orqen_ray.metrics import Metrics
+from orqen_ray.providers.breaker import BreakerPolicy
 from orqen_ray.providers.catalog import Catalog, load_catalog
 from orqen_ray.providers.credentials import EnvironmentCredentials, LayeredCredentials
 from orqen_ray.providers.forward import Forwarder, Timeouts
@@ -95,17 +98,18 @@ async def open_service(settings: Settings, upstream: Upstream | None = None, *, 
 
     Without `ship_traces` the rows stay in the spool, from where readers on this machine have them as well.
     """
+    catalog = load_catalog(settings.operator_rows())
+    check_fallbacks(catalog, settings.fallbacks)
     metrics = Metrics()
     database = await open_database(settings, metrics)
-    catalog = load_catalog(settings.operator_rows())
     forwarder = None
     if upstream is None:
-        upstream = forwarder = await open_forwarder(settings, database, catalog)
+        upstream = forwarder = await open_forwarder(settings, database, catalog, metrics)
     keys = Keys(database)
     await _ensure_bootstrap_key(keys)
-    traces = _trace_writer(settings, ship=ship_traces)
+    traces = _trace_writer(settings, metrics, ship=ship_traces)
     await traces.start()
-    retry = RetryPolicy(**settings.retries.model_dump())
+    retry = RetryPolicy(**settings.retries.model_dump(), total_s=settings.timeouts.total_s)
     budgets = Budgets(TokenCounts(database), metrics)
     budgets.start()
     return Service(
@@ -113,7 +117,7 @@ async def open_service(settings: Settings, upstream: Upstream | None = None, *, 
         catalog=catalog,
         database=database,
         keys=keys,
-        gateway=Gateway(catalog, upstream, traces, retry, budgets.spend),
+        gateway=Gateway(catalog, upstream, traces, retry, settings.fallbacks, metrics, budgets.spend),
         _key_cache=KeyCache(keys, database.reads, _KEY_TTL_S, settings.storage.outage_grace_s),
         _rate_limits=RateLimits(settings.storage.redis_url, metrics),
         _budgets=budgets,
@@ -131,8 +135,8 @@ async def prepare(settings: Settings) -> str | None:
     Raises:
         ValueError, GatewayError, OSError: what stands in the way of a start, and how to mend it.
     """
-    load_catalog(settings.operator_rows())
-    traces = _trace_writer(settings, ship=False)
+    check_fallbacks(load_catalog(settings.operator_rows()), settings.fallbacks)
+    traces = _trace_writer(settings, Metrics(), ship=False)
     await traces.start()
     await traces.aclose()
     database = await open_database(settings)
@@ -160,16 +164,25 @@ async def open_database(settings: Settings, metrics: Metrics | None = None) -> D
     return database
 
 
-async def open_forwarder(settings: Settings, database: Database, catalog: Catalog | None = None) -> Forwarder:
+async def open_forwarder(
+    settings: Settings, database: Database, catalog: Catalog | None = None, metrics: Metrics | None = None
+) -> Forwarder:
     """The way to the providers, with the secrets of the store first and those of the environment after them."""
     catalog = catalog or load_catalog(settings.operator_rows())
     cipher = await asyncio.to_thread(_cipher, settings)
     stored = ProviderSecrets(database, cipher, _KEY_TTL_S, settings.storage.outage_grace_s)
     credentials = LayeredCredentials(stored, EnvironmentCredentials(catalog, read_environment()))
-    return Forwarder(catalog, credentials, Timeouts(**settings.timeouts.model_dump()))
+    return Forwarder(
+        catalog,
+        credentials,
+        Timeouts(**settings.timeouts.model_dump()),
+        BreakerPolicy(**settings.circuit_breaker.model_dump()),
+        patience_s=settings.retries.backoff_max_s,
+        metrics=metrics,
+    )
 
 
-def _trace_writer(settings: Settings, *, ship: bool) -> TraceWriter:
+def _trace_writer(settings: Settings, metrics: Metrics, *, ship: bool) -> TraceWriter:
     storage = settings.storage
     return TraceWriter(
         storage.traces_uri,
@@ -177,6 +190,7 @@ def _trace_writer(settings: Settings, *, ship: bool) -> TraceWriter:
         retention_days=storage.traces_retention_days,
         limits=SpoolLimits(max_spool_bytes=int(storage.traces_spool_max_mib * 2**20)),
         ship=ship,
+        metrics=metrics,
     )
 
 

@@ -25,6 +25,7 @@ class Capabilities:
     cache_min_tokens: int = 1024
     images: bool = True
     documents: bool = True
+    tools: bool = True
     structured_output: bool = True
     stream_usage: bool = True
     thinking: Literal["none", "budget", "adaptive"] = "none"
@@ -54,14 +55,16 @@ class AwsCredentials:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """The secret of one provider: an API key (or Bedrock bearer token), or AWS keys; with them region and base URL."""
+    """A secret of a provider: an API key (or Bedrock bearer token), or AWS keys; with them region and base URL.
 
+    `label` tells it from the provider's other ones wherever it is spoken of; it is no secret.
+    """
+
+    label: str = "default"
     api_key: str | None = field(default=None, repr=False)
     aws: AwsCredentials | None = None
     region: str | None = None
     base_url: str | None = None
-    label: str = "default"
-    """Tells the several secrets of one provider apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +90,10 @@ class Call:
     """Names the conversation, so that all its turns use the same one of a provider's keys."""
     key_bound: bool = False
     """The history holds reasoning that only the account which made it can read: no other key may be tried."""
+    avoid_keys: tuple[str, ...] = ()
+    """Labels of keys that were tried for this request already: taken only when there is no other."""
+    hedge: bool = False
+    """A second try beside one that is still under way: another key than that one's, if there is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +129,8 @@ class UpstreamReply:
     chunks: AsyncIterator[bytes]
     key: str | None = None
     """The label of the provider's key that was used; None where the call carried its own or needed none."""
+    other_keys: bool = False
+    """The provider has a key that this request has not tried and may try."""
 
     async def aclose(self) -> None:
         """Drop the rest of the body and cancel the provider's work."""
@@ -138,6 +147,8 @@ class Upstream(Protocol):
 
         Raises:
             ProviderNotConnected: no credentials.
+            CircuitOpen: the provider was not called, because it failed too often.
+            Overloaded: it was not called, because too many calls are open, or because each of its keys has to rest.
             UpstreamTimeout, UpstreamUnavailable, UpstreamRefused: nothing of an answer was received.
         """
         ...

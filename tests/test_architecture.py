@@ -18,9 +18,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "conversation": set(),
     "types": {"errors", "conversation"},
     "config": {"errors"},
+    "retry_after": {"errors"},
     "metrics": set(),
-    "formats": {"errors", "conversation", "types"},
-    "providers": {"errors", "conversation", "types", "metrics"},
+    "formats": {"errors", "conversation", "types", "retry_after"},
+    "providers": {"errors", "conversation", "types", "metrics", "retry_after"},
     "store": {"errors", "conversation", "types", "metrics"},
     "traces": {"errors", "conversation", "types", "metrics"},
     "models": {"errors", "conversation", "types"},
@@ -28,15 +29,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tokens": {"conversation"},
     "exchange": {"errors", "conversation", "types", "traces", "providers", "tokens"},
     "relay": {"errors", "conversation", "types", "formats", "exchange"},
+    "attempts": {
+        "errors", "conversation", "types", "metrics", "retry_after", "formats", "providers", "exchange", "relay",
+    },
+    "fallbacks": {"errors", "providers"},
     "gateway": {
         "errors", "conversation", "types", "metrics", "formats", "models", "providers", "traces", "exchange", "relay",
-        "sessions",
+        "sessions", "attempts",
     },
     "passthrough": {
         "errors", "conversation", "types", "formats", "providers", "exchange", "relay", "gateway", "sessions", "tokens",
+        "attempts",
+    },
+    "service": {
+        "errors", "types", "config", "metrics", "models", "providers", "store", "traces", "attempts", "fallbacks",
+        "gateway",
     },
     "probe": {"errors", "conversation", "types", "formats", "providers", "traces"},
-    "service": {"errors", "types", "config", "metrics", "models", "providers", "store", "traces", "gateway"},
     "api": {
         "errors", "conversation", "types", "formats", "providers", "store", "gateway", "relay", "passthrough",
         "service", "metrics",

@@ -79,7 +79,7 @@ def config_file(tmp_path: Path, text: str) -> str:
 def test_the_documented_example_loads_and_the_catalog_takes_its_rows(tmp_path: Path) -> None:
     settings = load_settings(config_file(tmp_path, EXAMPLE), {})
     rows = settings.operator_rows()
-    assert rows["openai"] == {"api_key_env": "OPENAI_API_KEY"} and rows["groq"] == {}
+    assert rows["openai"] == {"api_key_env": ["OPENAI_API_KEY"]} and rows["groq"] == {}
     assert rows["lab"]["models"][0]["context_tokens"] == 131072 and rows["lab"]["models"][1] == {"id": "plain"}
     lab = load_catalog(rows).providers["lab"]
     assert (lab.allow_private_network, lab.models[0].output_usd_per_mtok) == (True, 0.3)

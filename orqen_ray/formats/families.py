@@ -79,6 +79,7 @@ class UsageScanner:
     def __init__(self) -> None:
         self._frames = Frames()
         self.facts = Facts()
+        self.broken: str | None = None
 
     def feed(self, chunk: bytes) -> bytes:
         frames = self._frames.feed(chunk)

@@ -41,7 +41,12 @@ class StreamWriter(Protocol):
 
 
 class Scanner(Protocol):
-    """Reads `Facts` from upstream bytes that are forwarded untouched, parsing as little as it can."""
+    """Reads `Facts` from upstream bytes that are forwarded untouched, parsing as little as it can.
+
+    `broken` says why the bytes have stopped being a stream of this format; from there on none are given out.
+    """
+
+    broken: str | None
 
     def feed(self, chunk: bytes) -> bytes:
         """The bytes to forward for `chunk`: its complete frames, less those that the gateway itself asked for."""

@@ -57,7 +57,9 @@ class Provider:
     Attributes:
         base_url: as the vendor's own SDK takes it, without a trailing slash; may hold `{region}`. None: comes with the
             credentials.
+        api_key_env: the variables that may hold its keys.
         capabilities: laid over those of the model's family.
+        max_concurrent_requests: calls that one process may have open at a time.
         configured: the operator's YAML names it.
     """
 
@@ -65,7 +67,7 @@ class Provider:
     dialect: FormatName
     base_url: str | None = None
     source: str = ""
-    api_key_env: str | None = None
+    api_key_env: tuple[str, ...] = ()
     auth: Auth = "bearer"
     headers: Mapping[str, str] = field(default_factory=dict)
     model_patterns: tuple[str, ...] = ()
@@ -74,6 +76,7 @@ class Provider:
     allow_private_network: bool = False
     region: str | None = None
     capabilities: Mapping[str, Any] = field(default_factory=dict)
+    max_concurrent_requests: int | None = None
     configured: bool = False
 
     @property
@@ -87,9 +90,13 @@ class Provider:
             return None
         return model.input_usd_per_mtok, model.output_usd_per_mtok
 
+    def context_tokens(self, model_id: str) -> int | None:
+        """The size of a model's window, where the operator's row says it."""
+        return next((model.context_tokens for model in self.models if model.id == model_id), None)
+
     @property
     def needs_credentials(self) -> bool:
-        return self.auth != "none" and (self.auth == "sigv4" or self.api_key_env is not None)
+        return self.auth != "none" and (self.auth == "sigv4" or bool(self.api_key_env))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,6 +241,10 @@ def _read_provider(
             "headers": {key.lower(): value for layer in rows for key, value in layer.get("headers", {}).items()},
             "models": list(_merge_models(own.get("models", ()), built_in.get("models", ()))),
         }
+        if isinstance(variable := row.get("api_key_env"), str):
+            row["api_key_env"] = [variable]
+        elif variable is None:
+            row.pop("api_key_env", None)
         _check_known(f"capabilities of {name}", row["capabilities"], [f.name for f in fields(Capabilities)])
         msgspec.convert(row["capabilities"], Capabilities)
         if row.get("base_url") is not None:
@@ -288,7 +299,10 @@ def _check_model_string(model: str) -> None:
 
 def _how_to_connect(model: str, provider: Provider) -> str:
     if provider.needs_credentials:
-        variable = provider.api_key_env or "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_BEARER_TOKEN_BEDROCK)"
+        variable = (
+            " or ".join(provider.api_key_env)
+            or "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_BEARER_TOKEN_BEDROCK)"
+        )
         cure = f"run `orqen providers connect {provider.name}` or set {variable}"
     else:
         cure = f"add `{provider.name}: {{}}` under `providers:` in the configuration"

@@ -16,13 +16,14 @@ from orqen_ray.types import AwsCredentials, Credentials
 _CHAIN_TTL_S = 60.0
 _MIN_SECRET_CHARS = 8
 _REDACTED = b"[redacted]"
+_BEDROCK_BEARER = "AWS_BEARER_TOKEN_BEDROCK"
 
 
 class CredentialSource(Protocol):
     """A place that holds secrets of providers. Both methods are called for each request: answer from memory."""
 
     async def get(self, provider: str) -> tuple[Credentials, ...]:
-        """The secrets of `provider` that are here, always in the same order; none: an empty tuple."""
+        """The secrets of `provider` that are here, each with a label of its own, in an order that does not change."""
         ...
 
     async def names(self) -> frozenset[str]:
@@ -49,13 +50,15 @@ class LayeredCredentials:
 class EnvironmentCredentials:
     """Secrets from environment variables, and AWS's own chain for the Bedrock rows that the operator configured.
 
+    The label of a secret is the variable that holds it.
+
     Args:
         environment: the variables; this class reads no others (the chain does, in botocore).
     """
 
     def __init__(self, catalog: Catalog, environment: Mapping[str, str]) -> None:
         read = {name: _read_environment(row, environment) for name, row in catalog.providers.items()}
-        self._fixed = {name: found for name, found in read.items() if found is not None}
+        self._fixed = {name: found for name, found in read.items() if found}
         self._chained = frozenset(
             name
             for name, row in catalog.providers.items()
@@ -66,8 +69,8 @@ class EnvironmentCredentials:
     async def get(self, provider: str) -> tuple[Credentials, ...]:
         if provider in self._chained:
             aws = await self._chain.get()
-            return () if aws is None else (Credentials(aws=aws),)
-        return (self._fixed[provider],) if provider in self._fixed else ()
+            return (Credentials(aws=aws),) if aws is not None else ()
+        return self._fixed.get(provider, ())
 
     async def names(self) -> frozenset[str]:
         chained = self._chained if self._chained and await self._chain.get() is not None else frozenset()
@@ -128,18 +131,20 @@ def redact(body: bytes, credentials: Credentials | None) -> bytes:
     return body
 
 
-def _read_environment(row: Provider, environment: Mapping[str, str]) -> Credentials | None:
+def _read_environment(row: Provider, environment: Mapping[str, str]) -> tuple[Credentials, ...]:
     def read(*names: str) -> str | None:
         return next((value for name in names if (value := environment.get(name, "").strip())), None)
 
+    named = {name: key for name in row.api_key_env if (key := read(name))}
     if row.auth != "sigv4":
-        key = read(row.api_key_env) if row.api_key_env else None
-        return Credentials(api_key=key) if key else None
+        return tuple(Credentials(label=name, api_key=key) for name, key in named.items())
     region = row.region or read("AWS_REGION", "AWS_DEFAULT_REGION")
-    if bearer := read(*filter(None, [row.api_key_env]), "AWS_BEARER_TOKEN_BEDROCK"):
-        return Credentials(api_key=bearer, region=region)
+    if not named and (bearer := read(_BEDROCK_BEARER)):
+        named = {_BEDROCK_BEARER: bearer}
+    if named:
+        return tuple(Credentials(label=name, api_key=key, region=region) for name, key in named.items())
     key_id, secret = read("AWS_ACCESS_KEY_ID"), read("AWS_SECRET_ACCESS_KEY")
     if key_id and secret:
         aws = AwsCredentials(access_key_id=key_id, secret_access_key=secret, session_token=read("AWS_SESSION_TOKEN"))
-        return Credentials(aws=aws, region=region)
-    return None
+        return (Credentials(label="AWS_ACCESS_KEY_ID", aws=aws, region=region),)
+    return ()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from socket import socket
@@ -15,27 +15,26 @@ from urllib.parse import unquote
 import aiohttp
 from yarl import URL
 
-from orqen_ray.errors import (
-    BadRequest,
-    ProviderNotConnected,
-    UpstreamError,
-    UpstreamRefused,
-    UpstreamTimeout,
-    UpstreamUnavailable,
-)
+from orqen_ray.errors import BadRequest, DeadlinePassed, ProviderNotConnected, UpstreamError, UpstreamRefused
+from orqen_ray.metrics import Metrics
 from orqen_ray.providers import sandbox
-from orqen_ray.providers.addresses import AddressRefused, AddrInfo, private_socket, public_socket
+from orqen_ray.providers.addresses import AddrInfo, private_socket, public_socket
+from orqen_ray.providers.body import Body, Limits, read_error, translated
+from orqen_ray.providers.breaker import BreakerPolicy
 from orqen_ray.providers.catalog import Catalog, Provider, check_base_url
+from orqen_ray.providers.concurrency import Slot, Slots
 from orqen_ray.providers.credentials import CredentialSource, redact
 from orqen_ray.providers.headers import ANTHROPIC_VERSION, allowed_reply_headers, allowed_request_headers
+from orqen_ray.providers.keyring import Chosen, KeyRing
 from orqen_ray.providers.signing import sign
+from orqen_ray.retry_after import read_wait_s
 from orqen_ray.types import Call, Credentials, UpstreamReply
 
 DEFAULT_REGION = "us-east-1"
 _REGION = re.compile(r"[a-z]{2,4}(?:-[a-z]{2,12}){1,3}-[0-9]{1,2}")
 _PATH = re.compile(r"/[!-~]*")
-_MAX_ERROR_BYTES = 1 << 20
 _LARGE_BODY_BYTES = 1 << 20
+_ERROR_IDLE_S = 10.0
 _MAX_HEADER_BYTES = 16 << 10
 _KEEPALIVE_S = 30.0
 _DNS_TTL_S = 60
@@ -43,21 +42,38 @@ _DNS_TTL_S = 60
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
-    """Seconds: to connect (name look-up and TLS included), until the head of the answer, between two chunks, in all."""
+    """Seconds: to connect (name look-up and TLS included), until the head of the answer, between two chunks, in all.
+
+    `queue_s`: in the queue of a provider that has as many calls open as it may.
+    """
 
     connect_s: float = 10
     first_byte_s: float = 600
     idle_s: float = 300
     total_s: float = 3600
+    queue_s: float = 10
 
 
 class Forwarder:
     """Implements `Upstream`. One instance to an event loop; its connections are pooled and kept alive."""
 
-    def __init__(self, catalog: Catalog, credentials: CredentialSource, timeouts: Timeouts | None = None) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        credentials: CredentialSource,
+        timeouts: Timeouts | None = None,
+        breaker: BreakerPolicy | None = None,
+        *,
+        patience_s: float = 5.0,
+        metrics: Metrics | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Args: breaker, patience_s, clock: see `KeyRing`."""
         self._catalog = catalog
         self._credentials = credentials
         self._timeouts = timeouts or Timeouts()
+        self._keys = KeyRing(breaker or BreakerPolicy(), patience_s, metrics or Metrics(), clock)
+        self._slots = Slots(catalog.providers.values())
         self._user_agent = f"orqen-ray/{version('orqen-ray')}"
         self._sessions: dict[bool, aiohttp.ClientSession] = {}
         self._keyless = frozenset(
@@ -76,6 +92,7 @@ class Forwarder:
         Raises:
             BadRequest: a path or region that cannot be part of a URL.
             ProviderNotConnected: no credentials, or no base URL.
+            CircuitOpen, Overloaded: the provider was not called; see `Upstream.send`.
             UpstreamTimeout, UpstreamUnavailable, UpstreamRefused: nothing of an answer was received.
         """
         provider = self._catalog.providers.get(call.provider)
@@ -85,13 +102,47 @@ class Forwarder:
             )
         if provider.embedded:
             return sandbox.answer(call)
-        stored = next(iter(await self._credentials.get(provider.name)), None)
-        secret = _credentials_for(provider, call.credentials, stored)
+        now_s = asyncio.get_running_loop().time()
+        deadline_s = now_s + (self._timeouts.total_s if call.deadline_s is None else call.deadline_s)
+        stored = await self._credentials.get(provider.name)
+        slot = await self._slots.take(provider.name, min(self._timeouts.queue_s, deadline_s - now_s))
+        try:
+            chosen = self._keys.choose(call, stored)
+            try:
+                return await self._send(provider, call, stored, chosen, slot, deadline_s)
+            except UpstreamError as error:
+                error.key, error.other_keys = chosen.label, chosen.other_keys
+                chosen.settle(None if isinstance(error, UpstreamRefused | DeadlinePassed) else False)
+                raise
+            finally:
+                chosen.settle(None)
+        except BaseException:
+            slot.free()
+            raise
+
+    async def _send(
+        self,
+        provider: Provider,
+        call: Call,
+        stored: Sequence[Credentials],
+        chosen: Chosen,
+        slot: Slot,
+        deadline_s: float,
+    ) -> UpstreamReply:
+        secret = _credentials_for(provider, call.credentials, chosen.credentials or next(iter(stored), None))
         url = _url(provider, call, secret)
         headers = await self._headers(provider, call, secret, url)
-        deadline_s = asyncio.get_running_loop().time() + (call.deadline_s or self._timeouts.total_s)
         response = await self._head(provider, call, url, headers, deadline_s)
-        body = _Body(response, provider.name, self._timeouts.idle_s, deadline_s)
+
+        def ended(broke_off: bool) -> None:
+            slot.free()
+            if broke_off:
+                chosen.broke_off()
+
+        idle_s = self._timeouts.idle_s
+        if response.status >= 400:  # what an error says is not worth a long wait
+            idle_s = min(idle_s, _ERROR_IDLE_S)
+        body = Body(response, provider.name, Limits(idle_s=idle_s, deadline_s=deadline_s), ended)
         if 300 <= response.status < 400:
             await body.aclose()
             raise UpstreamRefused(
@@ -99,11 +150,17 @@ class Forwarder:
                 "set its base_url to the final address",
                 provider=provider.name,
             )
+        chosen.settle(response.status < 500)
         seen = allowed_reply_headers(response.headers)
-        if response.status < 400:
-            return UpstreamReply(status=response.status, headers=seen, chunks=body)
+        chunks: AsyncIterator[bytes] = body
+        if response.status == 429:
+            self._keys.rest(call, chosen.label, read_wait_s(seen))
+        if response.status >= 400:
+            chunks = _once(redact(await read_error(body), secret))
+        elif chosen.label is not None:
+            self._keys.served(call, chosen.label, stored)
         return UpstreamReply(
-            status=response.status, headers=seen, chunks=_once(redact(await _read_error(body), secret))
+            status=response.status, headers=seen, chunks=chunks, key=chosen.label, other_keys=chosen.other_keys
         )
 
     async def aclose(self) -> None:
@@ -118,9 +175,9 @@ class Forwarder:
         data: bytes | io.BytesIO | None = call.body or None
         if len(call.body) > _LARGE_BODY_BYTES:
             data = io.BytesIO(call.body)  # sent in pieces, so that the loop is not held up
-        first_byte_at_s = min(deadline_s, asyncio.get_running_loop().time() + self._timeouts.first_byte_s)
-        with _translated(provider.name):
-            async with asyncio.timeout_at(first_byte_at_s):
+        first_byte_at_s = asyncio.get_running_loop().time() + self._timeouts.first_byte_s
+        with translated(provider.name, in_time=first_byte_at_s <= deadline_s):
+            async with asyncio.timeout_at(min(deadline_s, first_byte_at_s)):
                 return await self._session(provider.allow_private_network).request(
                     call.method, URL(url, encoded=True), data=data, headers=headers, allow_redirects=False
                 )
@@ -147,39 +204,6 @@ class Forwarder:
         return await _authorized(headers, provider, call, secret, url)
 
 
-class _Body:
-    """The body of an answer as it arrives.
-
-    A class and not a generator: a generator that was never started closes nothing when it is closed.
-    """
-
-    def __init__(self, response: aiohttp.ClientResponse, provider: str, idle_s: float, deadline_s: float) -> None:
-        self._response = response
-        self._provider = provider
-        self._idle_s = idle_s
-        self._deadline_s = deadline_s
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        limit_s = min(self._deadline_s, asyncio.get_running_loop().time() + self._idle_s)
-        try:
-            with _translated(self._provider):
-                async with asyncio.timeout_at(limit_s):
-                    chunk = await self._response.content.readany()
-        except BaseException:
-            self._response.close()
-            raise
-        if not chunk:
-            raise StopAsyncIteration
-        return chunk
-
-    async def aclose(self) -> None:
-        """Close the connection, unless the body was read to its end."""
-        self._response.close()
-
-
 def _open_session(socket_factory: Callable[[AddrInfo], socket], connect_s: float) -> aiohttp.ClientSession:
     connector = aiohttp.TCPConnector(
         limit=0,
@@ -196,40 +220,6 @@ def _open_session(socket_factory: Callable[[AddrInfo], socket], connect_s: float
         max_field_size=_MAX_HEADER_BYTES,
         trust_env=False,
     )
-
-
-@contextmanager
-def _translated(provider: str) -> Iterator[None]:
-    """aiohttp's errors as ours. Their texts hold addresses, so none is shown."""
-    named = f"the provider {provider!r}"
-    try:
-        yield
-    except aiohttp.ConnectionTimeoutError as exc:
-        raise UpstreamTimeout(f"{named} could not be connected to in time", provider=provider) from exc
-    except TimeoutError as exc:
-        raise UpstreamTimeout(f"{named} did not answer in time", provider=provider) from exc
-    except aiohttp.ClientConnectorError as exc:
-        if isinstance(exc.os_error, AddressRefused):
-            raise UpstreamRefused(
-                f"the address of {named} is not allowed: a private one needs allow_private_network in its row",
-                provider=provider,
-            ) from exc
-        raise UpstreamUnavailable(f"no connection to {named}: {_why(exc)}", provider=provider) from exc
-    except aiohttp.InvalidURL as exc:
-        raise UpstreamRefused(f"the address of {named} is not a URL", provider=provider) from exc
-    except aiohttp.ClientResponseError as exc:
-        raise UpstreamError(f"{named} answered with what is not HTTP", provider=provider) from exc
-    except (aiohttp.ClientError, OSError) as exc:
-        raise UpstreamUnavailable(f"{named} closed the connection", provider=provider) from exc
-
-
-def _why(error: aiohttp.ClientConnectorError) -> str:
-    """Why there is no connection, without any address."""
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return "its host name cannot be resolved"
-    if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError):
-        return "TLS failed, or its certificate is not trusted"
-    return "it refuses connections" if isinstance(error.os_error, ConnectionRefusedError) else "it cannot be reached"
 
 
 def _credentials_for(provider: Provider, own: Credentials | None, stored: Credentials | None) -> Credentials | None:
@@ -295,23 +285,6 @@ async def _authorized(
         return headers
     bearer = provider.auth in ("bearer", "sigv4")
     return [*headers, ("authorization", f"Bearer {key}") if bearer else (provider.auth, key)]
-
-
-async def _read_error(body: _Body) -> bytes:
-    """The body of an error, at most 1 MiB of it; what was there before it broke off."""
-    chunks: list[bytes] = []
-    size = 0
-    try:
-        async for chunk in body:
-            chunks.append(chunk)
-            size += len(chunk)
-            if size >= _MAX_ERROR_BYTES:
-                break
-    except UpstreamError:
-        pass
-    finally:
-        await body.aclose()
-    return b"".join(chunks)[:_MAX_ERROR_BYTES]
 
 
 async def _once(body: bytes) -> AsyncIterator[bytes]:

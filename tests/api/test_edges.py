@@ -12,8 +12,9 @@ import pytest
 from starlette.types import Message
 
 from orqen_ray.api.app import create_app
+from orqen_ray.attempts import RetryPolicy
 from orqen_ray.errors import UpstreamUnavailable
-from orqen_ray.gateway import RetryPolicy
+from orqen_ray.retry_after import read_wait_s
 from orqen_ray.service import Service
 from orqen_ray.traces.reader import read_traces
 from orqen_ray.types import Call, UpstreamReply
@@ -114,9 +115,10 @@ async def test_a_header_of_an_error_is_sent_once(client: httpx.AsyncClient, upst
     assert answer.headers.get_list("x-amzn-errortype") == ["ServiceUnavailableException"]
 
 
-@pytest.mark.parametrize("retry_after", ["nan", "inf", "1e9", "soon"])
-def test_a_wait_that_is_no_time_is_not_waited_for(retry_after: str) -> None:
-    assert RetryPolicy().delay_s(1, retry_after) is None
+@pytest.mark.parametrize("retry_after", ["nan", "inf", "soon", "-1"])
+def test_a_wait_that_is_no_time_is_as_none(retry_after: str) -> None:
+    assert read_wait_s({"retry-after": retry_after}) is None
+    assert RetryPolicy().delay_s(1, None) is not None and RetryPolicy().delay_s(1, 1e9) is None
 
 
 @pytest.mark.parametrize("target", ["lab-openai", "lab-anthropic", "lab-bedrock"])

@@ -41,8 +41,8 @@ def test_any_body_gives_an_error(body: bytes, kind: str | None, message: str | N
     assert error.message == message or (message is None and len(error.message) <= 200)
 
 
-@pytest.mark.parametrize("value", ["", "soon", "-1", "inf", "nan", "Wed, 21 Oct 2026 07:28:00 GMT"])
-def test_a_retry_after_that_is_no_number_of_seconds_is_ignored(value: str) -> None:
+@pytest.mark.parametrize("value", ["", "soon", "-1", "inf", "nan", "Wed, 41 Oct"])
+def test_a_retry_after_that_is_no_time_is_ignored(value: str) -> None:
     assert read_error(429, {"retry-after": value}, b"").retry_after_s is None
 
 

@@ -194,10 +194,11 @@ def test_the_scanner_gives_out_whole_frames_only() -> None:
     assert scanner.feed(STREAM[1][20:]) == STREAM[1]
 
 
-def test_the_scanner_lets_through_at_once_what_is_no_event_stream() -> None:
+def test_the_scanner_says_at_once_that_it_reads_no_event_stream_and_keeps_it_back() -> None:
     scanner = BEDROCK_CONVERSE.stream_scanner(False)
-    assert scanner.feed(START + b"<html>not an event stream") == START + b"<html>not an event stream"
-    assert scanner.feed(b"</html>") == b"</html>"
+    assert scanner.broken is None
+    assert scanner.feed(START + b"<html>not an event stream") == START
+    assert scanner.broken is not None and "corrupt" in scanner.broken
 
 
 def scan(*frames: bytes) -> Any:

@@ -44,7 +44,7 @@ def test_reading_an_error_never_raises_and_keeps_the_status(status: int, body: b
     [
         ({"retry-after": "7"}, 7.0),
         ({"Retry-After": "7", "retry-after-ms": "1500"}, 1.5),
-        ({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}, None),
+        ({"retry-after": "soon"}, None),
         ({"retry-after": "nan"}, None),
         ({"retry-after": "-1"}, None),
         ({}, None),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from orqen_ray.providers.breaker import BreakerPolicy
 from orqen_ray.providers.catalog import load_catalog
 from orqen_ray.providers.forward import Forwarder, Timeouts
 from orqen_ray.types import Call, Credentials, UpstreamReply
@@ -113,11 +115,13 @@ async def say_one_thing(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
 
 
 class FixedCredentials:
-    def __init__(self, **by_provider: Credentials) -> None:
-        self._by_provider = by_provider
+    def __init__(self, **by_provider: Credentials | tuple[Credentials, ...]) -> None:
+        self._by_provider = {
+            name: given if isinstance(given, tuple) else (given,) for name, given in by_provider.items()
+        }
 
     async def get(self, provider: str) -> tuple[Credentials, ...]:
-        return (self._by_provider[provider],) if provider in self._by_provider else ()
+        return self._by_provider.get(provider, ())
 
     async def names(self) -> frozenset[str]:
         return frozenset(self._by_provider)
@@ -125,9 +129,13 @@ class FixedCredentials:
 
 @asynccontextmanager
 async def forwarder(
-    rows: Mapping[str, Mapping[str, Any]], timeouts: Timeouts | None = None, **credentials: Credentials
+    rows: Mapping[str, Mapping[str, Any]],
+    timeouts: Timeouts | None = None,
+    breaker: BreakerPolicy | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    **credentials: Credentials | tuple[Credentials, ...],
 ) -> AsyncIterator[Forwarder]:
-    built = Forwarder(load_catalog(rows), FixedCredentials(**credentials), timeouts)
+    built = Forwarder(load_catalog(rows), FixedCredentials(**credentials), timeouts, breaker, clock=clock)
     try:
         yield built
     finally:

@@ -232,7 +232,7 @@ def test_an_operators_row_overrides_single_fields_of_a_built_in_one() -> None:
             }
         }
     ).providers["openai"]
-    assert (row.base_url, row.api_key_env, row.configured) == ("http://127.0.0.1:1/v1", "OPENAI_API_KEY", True)
+    assert (row.base_url, row.api_key_env, row.configured) == ("http://127.0.0.1:1/v1", ("OPENAI_API_KEY",), True)
     assert (row.models[0].id, row.models[0].context_tokens, row.models[1].id) == ("mine", 8, "gpt-6.1-sol")
 
 

@@ -20,9 +20,9 @@ CATALOG = load_catalog()
     "row", [row for row in CATALOG.providers.values() if row.api_key_env], ids=lambda row: row.name
 )
 async def test_each_row_finds_its_key_under_its_own_variable(row: object) -> None:
-    name, variable = row.name, row.api_key_env  # type: ignore[attr-defined]
+    name, (variable,) = row.name, row.api_key_env  # type: ignore[attr-defined]
     found = EnvironmentCredentials(CATALOG, {variable: " sk-1\n", "OTHER": "x"})
-    assert await found.get(name) == (Credentials(api_key="sk-1"),)
+    assert await found.get(name) == (Credentials(label=variable, api_key="sk-1"),)
     assert name in await found.names()
 
 
@@ -33,11 +33,18 @@ async def test_an_empty_environment_connects_nothing() -> None:
 
 async def test_bedrock_takes_a_bearer_key_before_aws_keys_and_the_rows_region_before_the_variables() -> None:
     aws = {"AWS_ACCESS_KEY_ID": "AK", "AWS_SECRET_ACCESS_KEY": "S", "AWS_SESSION_TOKEN": "T", "AWS_REGION": "eu-west-1"}
-    keys = AwsCredentials(access_key_id="AK", secret_access_key="S", session_token="T")
-    assert await EnvironmentCredentials(CATALOG, aws).get("bedrock") == (Credentials(aws=keys, region="eu-west-1"),)
+    aws_keys = AwsCredentials(access_key_id="AK", secret_access_key="S", session_token="T")
+    (found,) = await EnvironmentCredentials(CATALOG, aws).get("bedrock")
+    assert found == Credentials(label="AWS_ACCESS_KEY_ID", aws=aws_keys, region="eu-west-1")
     bearer = {**aws, "AWS_BEARER_TOKEN_BEDROCK": "B"}
-    found = EnvironmentCredentials(load_catalog({"bedrock": {"region": "us-west-2"}}), bearer)
-    assert await found.get("bedrock") == (Credentials(api_key="B", region="us-west-2"),)
+    (found,) = await EnvironmentCredentials(load_catalog({"bedrock": {"region": "us-west-2"}}), bearer).get("bedrock")
+    assert found == Credentials(label="AWS_BEARER_TOKEN_BEDROCK", api_key="B", region="us-west-2")
+
+
+async def test_several_variables_are_several_keys_in_their_order() -> None:
+    row = {"openai": {"api_key_env": ["FIRST", "ABSENT", "SECOND"]}}
+    found = await EnvironmentCredentials(load_catalog(row), {"SECOND": "2", "FIRST": "1"}).get("openai")
+    assert found == (Credentials(label="FIRST", api_key="1"), Credentials(label="SECOND", api_key="2"))
 
 
 async def test_a_configured_bedrock_without_variables_asks_awss_own_chain(

@@ -10,7 +10,7 @@ import msgspec
 from orqen_ray.conversation import JsonObject, StreamFailure
 from orqen_ray.errors import GatewayError, UpstreamRejected
 from orqen_ray.formats.format import WireError
-from orqen_ray.formats.retry_after import read_seconds, retry_after_of
+from orqen_ray.retry_after import read_wait_s, retry_after_of
 
 # Source: platform.claude.com/docs/api/errors
 _KIND_OF_STATUS = {
@@ -36,7 +36,7 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes) -> Upstream
         message or f"the provider answered {status} and gave no reason",
         status=status if 400 <= status <= 599 else 502,
         kind=kind,
-        retry_after_s=read_seconds(headers.get("retry-after")),
+        retry_after_s=read_wait_s(headers),
     )
 
 

@@ -29,6 +29,7 @@ class MessagesScanner:
         self._output_chars = 0
         self._failure: str | None = None
         self._received = False
+        self.broken: str | None = None
 
     def feed(self, chunk: bytes) -> bytes:
         self._received = self._received or bool(chunk)

@@ -9,7 +9,7 @@ import msgspec
 from orqen_ray.conversation import JsonObject, StreamFailure
 from orqen_ray.errors import GatewayError, UpstreamRejected
 from orqen_ray.formats.format import WireError
-from orqen_ray.formats.retry_after import read_seconds, retry_after_of
+from orqen_ray.retry_after import read_wait_s, retry_after_of
 
 # HTTP status -> (the status that boto3 sees, the exception that it raises); each is in Converse's service model.
 _EXCEPTIONS: Mapping[int, tuple[int, str]] = {
@@ -67,7 +67,7 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes) -> Upstream
         message,
         status=status,
         kind=kind if isinstance(kind, str) and kind else None,
-        retry_after_s=read_seconds(headers.get("retry-after")),
+        retry_after_s=read_wait_s(headers),
     )
 
 

@@ -43,6 +43,7 @@ class ConverseScanner:
         self._reader = ConverseStreamReader()
         self._watch = Watch()
         self._delta_chars = 0
+        self.broken: str | None = None
 
     def feed(self, chunk: bytes) -> bytes:
         frames = self._frames.feed(chunk)
@@ -53,9 +54,10 @@ class ConverseScanner:
                 self._observe(raw)
         if self._frames.error is None:
             return b"".join(frames)
-        # No event stream any more: the client shall see for itself, byte for byte.
-        self._watch.failure = self._watch.failure or self._frames.error.message
-        return b"".join((*frames, self._frames.rest()))
+        if self._watch.facts.stop_reason is None:
+            self.broken = self._watch.failure = self._watch.failure or self._frames.error.message
+            return b"".join(frames)
+        return b"".join((*frames, self._frames.rest()))  # what follows a whole answer does no harm
 
     def end(self) -> bytes:
         if self._watch.failure is None:

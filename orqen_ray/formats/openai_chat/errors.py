@@ -11,7 +11,7 @@ import msgspec
 from orqen_ray.conversation import StreamFailure
 from orqen_ray.errors import GatewayError, UpstreamRejected
 from orqen_ray.formats.format import WireError
-from orqen_ray.formats.retry_after import read_seconds, retry_after_of
+from orqen_ray.retry_after import read_wait_s, retry_after_of
 
 _MESSAGE_LIMIT = 2000
 _TYPES = {
@@ -39,7 +39,7 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes) -> Upstream
         value = _plain_text(body)
     error = read_error_object(status, value)
     error.status = status
-    error.retry_after_s = _retry_after_s(headers)
+    error.retry_after_s = read_wait_s({name.lower(): value for name, value in headers.items()})
     return error
 
 
@@ -82,15 +82,6 @@ def _text(value: object) -> str:
 def _plain_text(body: bytes) -> str:
     text = body[: 4 * _MESSAGE_LIMIT].decode("utf-8", "replace").strip()
     return "" if text.startswith("<") else text
-
-
-def _retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds from `retry-after-ms` or `retry-after`."""
-    lower = {key.lower(): value for key, value in headers.items()}
-    for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        if (wait := read_seconds(lower.get(name))) is not None:
-            return wait * unit_s
-    return None
 
 
 def write_error(error: GatewayError, request_id: str) -> WireError:

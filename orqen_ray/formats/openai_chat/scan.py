@@ -40,6 +40,7 @@ class ChatScanner:
         self._output_chars = 0
         self._failure: str | None = None
         self._seen = self._done = False
+        self.broken: str | None = None
 
     @property
     def facts(self) -> Facts:

@@ -1,0 +1,126 @@
+"""The body of a provider's answer as it arrives, and what can go wrong on the way, in the gateway's own words."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import aiohttp
+
+from orqen_ray.errors import DeadlinePassed, UpstreamError, UpstreamRefused, UpstreamTimeout, UpstreamUnavailable
+from orqen_ray.providers.addresses import AddressRefused
+
+_MAX_ERROR_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """`idle_s`: seconds between two chunks; `deadline_s`: the loop's time at which the whole answer must be there."""
+
+    idle_s: float
+    deadline_s: float
+
+
+class Body:
+    """The body of an answer as it arrives. It ends once: read to its end, closed, cancelled or failed.
+
+    A class and not a generator: a generator that was never started closes nothing when it is closed.
+
+    Args:
+        limits: what bounds the wait for each chunk.
+        ended: told once, and whether it was the provider that broke off.
+    """
+
+    def __init__(
+        self, response: aiohttp.ClientResponse, provider: str, limits: Limits, ended: Callable[[bool], None]
+    ) -> None:
+        self._response = response
+        self._provider = provider
+        self._limits = limits
+        self._ended: Callable[[bool], None] | None = ended
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        idle_at_s = asyncio.get_running_loop().time() + self._limits.idle_s
+        try:
+            with translated(self._provider, in_time=idle_at_s <= self._limits.deadline_s):
+                async with asyncio.timeout_at(min(self._limits.deadline_s, idle_at_s)):
+                    chunk = await self._response.content.readany()
+        except BaseException as error:
+            self._end(broke_off=isinstance(error, UpstreamError) and not isinstance(error, DeadlinePassed))
+            raise
+        if not chunk:
+            self._end(close=False)
+            raise StopAsyncIteration
+        return chunk
+
+    async def aclose(self) -> None:
+        """Close the connection, unless the body was read to its end."""
+        self._end()
+
+    def _end(self, *, broke_off: bool = False, close: bool = True) -> None:
+        ended, self._ended = self._ended, None
+        if close:
+            self._response.close()
+        if ended is not None:
+            ended(broke_off)
+
+
+async def read_error(body: Body) -> bytes:
+    """The body of an error, at most 1 MiB of it; what was there before it broke off."""
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async for chunk in body:
+            chunks.append(chunk)
+            size += len(chunk)
+            if size >= _MAX_ERROR_BYTES:
+                break
+    except UpstreamError:
+        pass
+    finally:
+        await body.aclose()
+    return b"".join(chunks)[:_MAX_ERROR_BYTES]
+
+
+@contextmanager
+def translated(provider: str, *, in_time: bool = True) -> Iterator[None]:
+    """aiohttp's errors as ours. Their texts hold addresses, so none is shown.
+
+    `in_time`: should there be a time-out, it is the provider's and not that of the whole request.
+    """
+    named = f"the provider {provider!r}"
+    try:
+        yield
+    except aiohttp.ConnectionTimeoutError as exc:
+        raise UpstreamTimeout(f"{named} could not be connected to in time", provider=provider) from exc
+    except TimeoutError as exc:
+        if not in_time:
+            raise DeadlinePassed(f"{named} had not answered when the time for the request was over") from exc
+        raise UpstreamTimeout(f"{named} did not answer in time", provider=provider) from exc
+    except aiohttp.ClientConnectorError as exc:
+        if isinstance(exc.os_error, AddressRefused):
+            raise UpstreamRefused(
+                f"the address of {named} is not allowed: a private one needs allow_private_network in its row",
+                provider=provider,
+            ) from exc
+        raise UpstreamUnavailable(f"no connection to {named}: {_why(exc)}", provider=provider) from exc
+    except aiohttp.InvalidURL as exc:
+        raise UpstreamRefused(f"the address of {named} is not a URL", provider=provider) from exc
+    except aiohttp.ClientResponseError as exc:
+        raise UpstreamError(f"{named} answered with what is not HTTP", provider=provider) from exc
+    except (aiohttp.ClientError, OSError) as exc:
+        raise UpstreamUnavailable(f"{named} closed the connection", provider=provider) from exc
+
+
+def _why(error: aiohttp.ClientConnectorError) -> str:
+    """Why there is no connection, without any address."""
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return "its host name cannot be resolved"
+    if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError):
+        return "TLS failed, or its certificate is not trusted"
+    return "it refuses connections" if isinstance(error.os_error, ConnectionRefusedError) else "it cannot be reached"
