@@ -25,8 +25,10 @@ from orqen_ray.formats.paths import chat_path
 from orqen_ray.formats.reading import bounded_depth, decode_object
 from orqen_ray.formats.registry import FORMATS
 from orqen_ray.formats.tool_names import legal_tool_names
+from orqen_ray.metrics import Metrics
 from orqen_ray.providers.catalog import Catalog, Resolved
 from orqen_ray.providers.headers import allowed_request_headers
+from orqen_ray.recording import record
 from orqen_ray.relay import Answer, Route, answer
 from orqen_ray.sessions import session_id
 from orqen_ray.traces.writer import TraceWriter
@@ -77,11 +79,19 @@ class RetryPolicy:
 class Gateway:
     """Serves chat requests of all formats. One per process; holds no state of a request."""
 
-    def __init__(self, catalog: Catalog, upstream: Upstream, traces: TraceWriter, retry: RetryPolicy) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        upstream: Upstream,
+        traces: TraceWriter,
+        retry: RetryPolicy,
+        metrics: Metrics | None = None,
+    ) -> None:
         self.catalog = catalog
         self.upstream = upstream
         self._traces = traces
         self._retry = retry
+        self._metrics = metrics or Metrics()
 
     async def converse(self, inbound: Inbound) -> Answer:
         """Answer a chat request. The caller of this method must close the answer.
@@ -152,8 +162,8 @@ class Gateway:
         self.record(exchange)
 
     def record(self, exchange: Exchange) -> None:
-        """Write the trace row; never fails the request."""
-        self._traces.write(exchange.trace())
+        """Keep what became of the request; never fails it."""
+        record(exchange, self._traces, self._metrics)
 
     def _read(self, inbound: Inbound, payload: JsonObject) -> Conversation:
         own = own_fields(payload) if inbound.format.name == "openai_chat" else ()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import Literal
 
 from orqen_ray.config import Settings, load_secrets, read_environment
 from orqen_ray.errors import BadRequest
 from orqen_ray.gateway import Gateway, RetryPolicy
+from orqen_ray.metrics import Metrics
 from orqen_ray.providers.catalog import Catalog, load_catalog
 from orqen_ray.providers.credentials import EnvironmentCredentials, LayeredCredentials
 from orqen_ray.providers.forward import Forwarder, Timeouts
@@ -29,6 +31,7 @@ class Service:
     database: Database
     keys: Keys
     gateway: Gateway
+    metrics: Metrics
     _key_cache: KeyCache
     _traces: TraceWriter
     _forwarder: Forwarder | None
@@ -61,6 +64,7 @@ class Service:
 
 async def open_service(settings: Settings, upstream: Upstream | None = None) -> Service:
     """Open the store, the trace log and, without `upstream`, a forwarder in this process."""
+    metrics = open_metrics("ingress")
     database = await open_database(settings)
     catalog = load_catalog(settings.operator_rows())
     forwarder = None
@@ -77,11 +81,19 @@ async def open_service(settings: Settings, upstream: Upstream | None = None) -> 
         catalog=catalog,
         database=database,
         keys=keys,
-        gateway=Gateway(catalog, upstream, traces, retry),
+        gateway=Gateway(catalog, upstream, traces, retry, metrics),
+        metrics=metrics,
         _key_cache=KeyCache(keys, ttl_s=4.0),  # a revocation must take effect within 5 s
         _traces=traces,
         _forwarder=forwarder,
     )
+
+
+def open_metrics(role: Literal["ingress", "forwarder"]) -> Metrics:
+    """The figures of this process, to be opened once in it; of all processes of the node where they share a folder."""
+    metrics = Metrics(read_environment().get("PROMETHEUS_MULTIPROC_DIR"))
+    metrics.processes.labels(role).set(1)
+    return metrics
 
 
 async def prepare(settings: Settings) -> str | None:

@@ -19,6 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "types": {"errors", "conversation"},
     "config": {"errors"},
     "metrics": set(),
+    "logs": set(),
     "formats": {"errors", "conversation", "types"},
     "providers": {"errors", "conversation", "types", "metrics"},
     "store": {"errors", "conversation", "types", "metrics"},
@@ -27,10 +28,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sessions": {"conversation"},
     "tokens": {"conversation"},
     "exchange": {"errors", "conversation", "types", "traces", "providers", "tokens"},
+    "recording": {"exchange", "logs", "metrics", "traces"},
     "relay": {"errors", "conversation", "types", "formats", "exchange"},
     "gateway": {
         "errors", "conversation", "types", "metrics", "formats", "models", "providers", "traces", "exchange", "relay",
-        "sessions",
+        "sessions", "recording",
     },
     "passthrough": {
         "errors", "conversation", "types", "formats", "providers", "exchange", "relay", "gateway", "sessions", "tokens",
@@ -38,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service": {"errors", "types", "config", "metrics", "models", "providers", "store", "traces", "gateway"},
     "api": {
         "errors", "conversation", "types", "formats", "providers", "store", "gateway", "relay", "passthrough",
-        "service", "metrics",
+        "service", "metrics", "logs", "recording",
     },
     "cli": {
         "errors", "conversation", "types", "config", "metrics", "formats", "providers", "store", "traces", "service",
