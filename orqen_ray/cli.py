@@ -1,8 +1,9 @@
-"""The `orqen` command: the keys of callers and the credentials of providers, worked on directly in the store."""
+"""The `orqen` command: keys of callers and credentials of providers, worked on in the store; the check-up."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -15,23 +16,19 @@ import msgspec
 import typer
 
 from orqen_ray.config import Settings, SettingsError, load_secrets, load_settings, read_environment
-from orqen_ray.conversation import Conversation, Message, Text, Usage
+from orqen_ray.doctor.checks import examine
 from orqen_ray.errors import BadRequest, GatewayError, NotFound
-from orqen_ray.formats.paths import chat_path
-from orqen_ray.formats.registry import FORMATS
-from orqen_ray.providers.catalog import Catalog, Model, Provider, check_base_url, load_catalog
+from orqen_ray.probe import complaint, probe_call
+from orqen_ray.providers.catalog import Catalog, Provider, check_base_url, load_catalog
 from orqen_ray.providers.credentials import EnvironmentCredentials
 from orqen_ray.service import open_database, open_forwarder
 from orqen_ray.store.database import Database
 from orqen_ray.store.keys import KeyRecord, Keys
 from orqen_ray.store.secrets import ProviderSecrets, load_cipher
-from orqen_ray.traces.cost import cost_usd
-from orqen_ray.types import AwsCredentials, Call, Credentials, UpstreamReply
+from orqen_ray.types import AwsCredentials, Credentials
 
 T = TypeVar("T")
 
-_PROBE_DEADLINE_S = 30.0
-_MAX_PROBE_TOKENS = 16  # the least that OpenAI's newer models accept
 _EXPIRES_DAYS_MAX = 36_500
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -217,67 +214,49 @@ def disconnect_provider(name: ProviderName, as_json: AsJson = False) -> None:
     typer.echo(f"The stored credentials of {name} are forgotten{hint}.")
 
 
+# --- orqen doctor -----------------------------------------------------------------------------------------------
+
+
+@app.command("doctor")
+def doctor(
+    providers: Annotated[bool, typer.Option(help="Ask the providers too: their hosts, and free calls only.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Check the installation: settings, store, keys, providers, clock, disk, ports. Changes nothing."""
+    logging.disable()  # what a check finds it says itself
+    try:
+        findings = asyncio.run(examine(ask_providers=providers))
+    finally:
+        logging.disable(logging.NOTSET)
+    if as_json:
+        _print_json(findings)
+    else:
+        for finding in findings:
+            typer.echo(f"{finding.state:<8} {finding.check}: {finding.message}")
+            if finding.advice:
+                typer.echo(f"{'':<8} -> {finding.advice}")
+    raise typer.Exit(1 if any(finding.state == "failed" for finding in findings) else 0)
+
+
 # --- The test call ----------------------------------------------------------------------------------------------
 
 
 async def _test(store: _Store, name: str, model: str | None) -> dict[str, Any]:
     catalog = store.catalog()
     provider = _provider(catalog, name)
-    call = _test_call(catalog, provider, model)
+    call = probe_call(catalog, provider, model)
     forwarder = await open_forwarder(store.settings, store.database)
     result: dict[str, Any] = {"provider": name, "call": f"{call.method} {call.path}", "ok": False, "status": None}
     started_s = time.perf_counter()
     try:
         reply = await forwarder.send(call)
-        message = await _complaint(provider, reply)
+        message = await complaint(provider, reply)
         result |= {"ok": message is None, "status": reply.status}
     except GatewayError as error:
         message = error.message
     finally:
         await forwarder.aclose()
     return result | {"took_ms": (time.perf_counter() - started_s) * 1000, "message": message}
-
-
-def _test_call(catalog: Catalog, provider: Provider, model: str | None) -> Call:
-    if model is None and "models" in provider.families:
-        path = "/v1/models" if provider.dialect == "anthropic_messages" else "/models"
-        return Call(provider=provider.name, method="GET", path=path, body=b"", deadline_s=_PROBE_DEADLINE_S)
-    model = model or _cheapest(provider)
-    conversation = Conversation(
-        format=provider.dialect,
-        model=model,
-        messages=(Message(role="user", blocks=(Text(text="Hi"),)),),
-        max_tokens=_MAX_PROBE_TOKENS,
-    )
-    written = FORMATS[provider.dialect].write_request(conversation, model, catalog.capabilities(provider.name, model))
-    return Call(
-        provider=provider.name,
-        path=chat_path(provider.dialect, model, stream=False),
-        body=msgspec.json.encode(written.body),
-        deadline_s=_PROBE_DEADLINE_S,
-    )
-
-
-def _cheapest(provider: Provider) -> str:
-    def price_usd(model: Model) -> float:
-        own = model.input_usd_per_mtok
-        price = cost_usd(provider.name, model.id, Usage(input_tokens=10**6)) if own is None else own
-        return float("inf") if price is None else price
-
-    if not provider.models:
-        raise BadRequest(f"the row of {provider.name!r} lists no model: name one with --model")
-    return min(provider.models, key=price_usd).id
-
-
-async def _complaint(provider: Provider, reply: UpstreamReply) -> str | None:
-    """What the provider said against the call; None when it answered it."""
-    body = b"".join([chunk async for chunk in reply.chunks])
-    if reply.status < 400:
-        return None
-    said = FORMATS[provider.dialect].read_error(reply.status, reply.headers, body).message
-    cure = f"; store other credentials: orqen providers connect {provider.name}" if reply.status in (401, 403) else ""
-    visible = "".join(character if character.isprintable() else " " for character in said)
-    return f"HTTP {reply.status}: {visible}{cure}"
 
 
 # --- Reading what is given --------------------------------------------------------------------------------------

@@ -42,8 +42,11 @@ MAY_IMPORT: dict[str, set[str]] = {
         "errors", "conversation", "types", "formats", "providers", "store", "gateway", "relay", "passthrough",
         "service", "metrics", "logs", "recording",
     },
+    "probe": {"errors", "conversation", "types", "formats", "providers", "traces"},
+    "doctor": {"errors", "types", "config", "providers", "store", "traces", "probe"},
     "cli": {
         "errors", "conversation", "types", "config", "metrics", "formats", "providers", "store", "traces", "service",
+        "probe", "doctor",
     },
 }  # fmt: skip
 
@@ -64,6 +67,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "prometheus_client": ("metrics",),
     "limits": ("store",),
     "redis": ("store",),
+    "psutil": ("metrics", "doctor"),
     "asyncpg": ("store",),
     "ray": (),
 }

@@ -23,7 +23,7 @@ from orqen_ray.errors import StoreUnavailable
 _BUSY_TIMEOUT_S = 5
 _MIGRATION_TIMEOUT_S = 60
 _WAL_RETRY_S = 0.02
-_MIGRATIONS = Path(__file__).with_name("migrations")
+MIGRATIONS = Path(__file__).with_name("migrations")
 
 _log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Database:
 
 def _engine(url: str, busy_timeout_s: int, **options: Any) -> AsyncEngine:
     try:
-        engine = create_async_engine(url, **options)
+        engine = create_async_engine(url, hide_parameters=True, **options)
     except (SQLAlchemyError, ImportError):
         raise StoreUnavailable(
             "storage.database_url: SQLite is what this version supports, as sqlite+aiosqlite:///PATH"
@@ -139,7 +139,7 @@ def _upgrade(connection: Connection) -> None:
         # Takes the write lock before the version is read, so that a second process waits and then finds nothing to do.
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS))
+    config.set_main_option("script_location", str(MIGRATIONS))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
@@ -153,6 +153,6 @@ def _failures() -> Iterator[None]:
     except IntegrityError:
         raise
     except (SQLAlchemyError, sqlite3.Error, OSError) as error:
-        # The driver's words may hold a path or a statement: for the log only.
-        _log.error("the store failed: %s", error)
+        # The driver's words may hold a path: for the log only. A statement and its values are not even for that.
+        _log.error("the store failed: %s", getattr(error, "orig", None) or error)
         raise StoreUnavailable("the gateway's database cannot be used; see its log and storage.database_url") from error
