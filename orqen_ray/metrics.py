@@ -121,7 +121,8 @@ class Metrics:
             registry.register(self._shared)
         if _OPENMETRICS_TYPE in accept.lower():
             return openmetrics.generate_latest(registry), openmetrics.CONTENT_TYPE_LATEST
-        return generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4
+        page: bytes = generate_latest(registry)  # type: ignore[no-untyped-call]  # the library leaves it so
+        return page, CONTENT_TYPE_PLAIN_0_0_4
 
     def _of(self, metric: Any, *labels: str) -> Any:
         """The child of `metric`, kept: to look it up by its labels in the library takes as long as to count."""
@@ -150,7 +151,7 @@ class _SharedFiles(Collector):
         self._forget_the_dead()
         # A file is empty for the moment between its making and its first use.
         files = [str(path) for path in self._directory.glob("*.db") if _size(path)]
-        for metric in MultiProcessCollector.merge(files):
+        for metric in MultiProcessCollector.merge(files):  # type: ignore[no-untyped-call]
             # Through a load balancer each answer is another node's: without this, counters would seem to jump.
             metric.samples = [
                 sample._replace(labels={**sample.labels, "node": self._node})

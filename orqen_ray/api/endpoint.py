@@ -106,8 +106,8 @@ class Endpoint:
             await client.send_error(format_, error)
         except Exception:  # the outermost frame: a bug must not show itself to the caller
             logger.exception("a request failed")
-            if client.started:
-                raise
+            if client.started:  # the server logs what it is raised, so that must not hold what the caller sent
+                raise GatewayError("internal error") from None
             await client.send_error(format_, GatewayError(f"internal error; the request id is {request_id}"))
 
     async def _relay(self, request: Request, client: _Client) -> None:

@@ -69,6 +69,6 @@ def cost_usd(
     except LookupError:
         return None
     except (ValueError, TypeError, ArithmeticError) as error:
-        _log.warning("no price for %s/%s: %s", provider, model, error)
+        _log.warning("no price for %s/%s: %s", provider, model, type(error).__name__)
         return None
     return float(price.total_price)
