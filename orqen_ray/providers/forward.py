@@ -13,6 +13,7 @@ from socket import socket
 from urllib.parse import unquote
 
 import aiohttp
+from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from orqen_ray.errors import (
@@ -54,8 +55,17 @@ class Timeouts:
 class Forwarder:
     """Implements `Upstream`. One instance to an event loop; its connections are pooled and kept alive."""
 
-    def __init__(self, catalog: Catalog, credentials: CredentialSource, timeouts: Timeouts | None = None) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        credentials: CredentialSource,
+        timeouts: Timeouts | None = None,
+        *,
+        resolver: AbstractResolver | None = None,
+    ) -> None:
+        """Args: resolver: of host names; None: the system's. Whatever it answers, each address is checked."""
         self._catalog = catalog
+        self._resolver = resolver
         self._credentials = credentials
         self._timeouts = timeouts or Timeouts()
         self._user_agent = f"orqen-ray/{version('orqen-ray')}"
@@ -129,7 +139,7 @@ class Forwarder:
         # Two pools: a connection to a private address is never lent to a provider that may not have one.
         if private not in self._sessions:
             self._sessions[private] = _open_session(
-                private_socket if private else public_socket, self._timeouts.connect_s
+                private_socket if private else public_socket, self._timeouts.connect_s, self._resolver
             )
         return self._sessions[private]
 
@@ -180,12 +190,15 @@ class _Body:
         self._response.close()
 
 
-def _open_session(socket_factory: Callable[[AddrInfo], socket], connect_s: float) -> aiohttp.ClientSession:
+def _open_session(
+    socket_factory: Callable[[AddrInfo], socket], connect_s: float, resolver: AbstractResolver | None
+) -> aiohttp.ClientSession:
     connector = aiohttp.TCPConnector(
         limit=0,
         keepalive_timeout=_KEEPALIVE_S,
         ttl_dns_cache=_DNS_TTL_S,
         socket_factory=socket_factory,
+        resolver=resolver,
     )
     return aiohttp.ClientSession(
         connector=connector,

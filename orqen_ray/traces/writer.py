@@ -82,7 +82,7 @@ class TraceWriter:
                 _log.error("traces: %d rows not written, will try again: %s", len(day_rows), error.strerror)
                 self._pending = day_rows + self._pending
             except (pa.ArrowException, ValueError, TypeError) as error:
-                _log.error("traces: %d rows dropped, they do not fit the schema: %s", len(day_rows), type(error).__name__)
+                _log.error("traces: %d rows dropped, not of the schema: %s", len(day_rows), type(error).__name__)
                 self.dropped_rows += len(day_rows)
             self._flushing -= len(day_rows)
 
