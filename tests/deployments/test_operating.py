@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
 
-from tests.conftest import RunningGateway, family_of, lab_row, running_gateway
+from tests.conftest import (
+    ROOT,
+    RunningGateway,
+    family_of,
+    gateway_environment,
+    lab_row,
+    listening,
+    running_gateway,
+)
 from tests.deployments.test_serving import _ask
 from tests.scripted import ScriptedUpstream
 
@@ -21,7 +32,12 @@ CHATS = {"format": "openai_chat", "provider": "lab", "status": "200"}
 
 
 @pytest.fixture(scope="module")
-def busy_gateway(tmp_path_factory: pytest.TempPathFactory, upstream: ScriptedUpstream) -> Iterator[RunningGateway]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("busy")
+
+
+@pytest.fixture(scope="module")
+def busy_gateway(folder: Path, upstream: ScriptedUpstream) -> Iterator[RunningGateway]:
     """Two ingress processes and a forwarder process, which log each request as JSON."""
     settings = {
         "providers": {"lab": lab_row(upstream)},
@@ -29,7 +45,7 @@ def busy_gateway(tmp_path_factory: pytest.TempPathFactory, upstream: ScriptedUps
         "forwarder": {"placement": "pool"},
         "logs": {"format": "json", "requests": True},
     }
-    with running_gateway(tmp_path_factory.mktemp("busy"), settings) as running:
+    with running_gateway(folder, settings) as running:
         yield running
 
 
@@ -110,3 +126,35 @@ def _line(gateway: RunningGateway, request_id: str) -> dict[str, Any]:
                 found: dict[str, Any] = json.loads(line[line.index("{") :])
                 return found
     raise AssertionError("the request was not logged")
+
+
+def test_the_doctor_finds_the_running_gateway_well_and_its_open_ports(
+    busy_gateway: RunningGateway, folder: Path
+) -> None:
+    port = busy_gateway.url.rpartition(":")[2]
+    environment = {**gateway_environment(), "ORQEN_CONFIG": str(folder / "orqen.yaml"), "ORQEN_PORT": port}
+    command = [sys.executable, "-c", "from orqen_ray.cli import app; app()", "doctor", "--json"]
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    found = {finding["check"]: finding for finding in json.loads(ended.stdout)}
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert found["port"]["message"].endswith("and is ready") and found["database"]["state"] == "ok"
+    assert found["provider lab"]["state"] in ("ok", "warning")
+    raylet = next(each for each in family_of(busy_gateway.process.pid) if each.info["name"] == "raylet")
+    ports = {str(port) for address, port in listening([raylet]) if address in ("0.0.0.0", "::")}
+    assert found["listeners"]["state"] == "warning"
+    assert all(port in found["listeners"]["message"] for port in ports)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/model/lab%2Fplain/converse"])
+def test_a_head_that_is_too_large_is_refused_before_the_gateway_sees_it(
+    busy_gateway: RunningGateway, path: str
+) -> None:
+    """In no API's shape, then: docs/api.md says so."""
+    headers = {"authorization": "Bearer x"}
+    fits = httpx.post(f"{busy_gateway.url}{path}", json={}, headers={**headers, "x-large": "y" * 10_000})
+    assert fits.status_code == 401 and fits.json()
+    for large in ({"x-large": "y" * 20_000}, {f"x-{number}": "y" for number in range(150)}):
+        answer = httpx.post(f"{busy_gateway.url}{path}", json={}, headers={**headers, **large})
+        assert answer.status_code == 400 and "x-request-id" not in answer.headers
+    query = httpx.post(f"{busy_gateway.url}{path}?{'q' * 20_000}", json={}, headers=headers)
+    assert query.status_code == 400
