@@ -8,7 +8,7 @@ import traceback
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import msgspec
 
@@ -30,17 +30,25 @@ CURRENT: ContextVar[CurrentRequest | None] = ContextVar("orqen_request", default
 
 
 def configure_logs(
-    *, format: Literal["text", "json"] = "text", level: str = "info", requests: bool = False
-) -> logging.Handler:
-    """Send what the gateway's own loggers say from `level` up to standard error; once per process, at its start."""
-    handler = logging.StreamHandler(sys.__stderr__)  # not what Ray Serve puts in its place, which drops lines
+    *,
+    format: Literal["text", "json"] = "text",
+    level: str = "info",
+    requests: bool = False,
+    stream: TextIO | None = None,
+) -> None:
+    """Send what the gateway's own loggers say from `level` up to `stream`; once per process, at its start.
+
+    Args:
+        requests: a line for each request too, whatever the level.
+        stream: None for standard error: the process's own, not what Ray Serve puts in its place, which drops lines.
+    """
+    handler = logging.StreamHandler(stream or sys.__stderr__)
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
     for name in LOGGERS:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level.upper())
     _requests.setLevel(logging.INFO if requests else logging.CRITICAL)
-    return handler
 
 
 def log_request(**fields: Any) -> None:

@@ -120,9 +120,9 @@ class Metrics:
             registry = CollectorRegistry()
             registry.register(self._shared)
         if _OPENMETRICS_TYPE in accept.lower():
-            return openmetrics.generate_latest(registry), openmetrics.CONTENT_TYPE_LATEST
-        page: bytes = generate_latest(registry)  # type: ignore[no-untyped-call]  # the library leaves it so
-        return page, CONTENT_TYPE_PLAIN_0_0_4
+            page: bytes = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
+            return page, openmetrics.CONTENT_TYPE_LATEST
+        return generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4
 
     def _of(self, metric: Any, *labels: str) -> Any:
         """The child of `metric`, kept: to look it up by its labels in the library takes as long as to count."""

@@ -28,7 +28,7 @@ async def ask(
     service: Service, *headers: tuple[bytes, bytes], path: str = CHAT, body: Any = ASK, raw_path: str | None = None
 ) -> Caller:
     caller = Caller(await secret_of(service), path, body, raw_path)
-    caller.scope["headers"] = [*caller.scope["headers"], *headers]  # type: ignore[misc]
+    caller.scope["headers"] = [*caller.scope["headers"], *headers]
     await caller.ask(service)
     return caller
 

@@ -17,9 +17,9 @@ from orqen_ray.errors import GatewayError, UpstreamRefused
 from orqen_ray.providers.catalog import check_base_url, load_catalog
 from orqen_ray.providers.forward import Forwarder, Timeouts
 from orqen_ray.types import Credentials
-from tests.providers.scripted import FixedCredentials, call, forwarder, lab, read, scripted
-from tests.providers.test_forward import KEY, reply
+from tests.providers.scripted import FixedCredentials, call, forwarder, lab, read, reply, scripted
 
+KEY = Credentials(api_key="sk-upstream-secret")
 UNUSABLE = [
     "http://user@127.0.0.1", "http://user:pass@public.example", "http://public.example@127.0.0.1",
     "http://127.0.0.1\\@public.example", "http://public.example\\.127.0.0.1", "http://127.0.0.1#public.example",
