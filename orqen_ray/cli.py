@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,10 +17,10 @@ import typer
 from orqen_ray.config import Settings, SettingsError, load_secrets, load_settings, read_environment
 from orqen_ray.doctor.checks import examine
 from orqen_ray.errors import BadRequest, GatewayError, NotFound
-from orqen_ray.probe import complaint, probe_call
+from orqen_ray.probe import probe
 from orqen_ray.providers.catalog import Catalog, Provider, check_base_url, load_catalog
-from orqen_ray.providers.credentials import EnvironmentCredentials
-from orqen_ray.service import open_database, open_forwarder
+from orqen_ray.providers.credentials import EnvironmentCredentials, LayeredCredentials
+from orqen_ray.service import open_database
 from orqen_ray.store.database import Database
 from orqen_ray.store.keys import KeyRecord, Keys
 from orqen_ray.store.secrets import ProviderSecrets, load_cipher
@@ -244,19 +243,8 @@ def doctor(
 async def _test(store: _Store, name: str, model: str | None) -> dict[str, Any]:
     catalog = store.catalog()
     provider = _provider(catalog, name)
-    call = probe_call(catalog, provider, model)
-    forwarder = await open_forwarder(store.settings, store.database)
-    result: dict[str, Any] = {"provider": name, "call": f"{call.method} {call.path}", "ok": False, "status": None}
-    started_s = time.perf_counter()
-    try:
-        reply = await forwarder.send(call)
-        message = await complaint(provider, reply)
-        result |= {"ok": message is None, "status": reply.status}
-    except GatewayError as error:
-        message = error.message
-    finally:
-        await forwarder.aclose()
-    return result | {"took_ms": (time.perf_counter() - started_s) * 1000, "message": message}
+    credentials = LayeredCredentials(await store.secrets(), EnvironmentCredentials(catalog, read_environment()))
+    return await probe(catalog, provider, await credentials.get(name), model)
 
 
 # --- Reading what is given --------------------------------------------------------------------------------------

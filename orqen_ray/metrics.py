@@ -16,6 +16,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
+from prometheus_client.values import MutexValue, ValueClass
 
 NO_PROVIDER = "none"
 """The provider of a request that ended before one was chosen."""
@@ -26,6 +27,7 @@ _OPENMETRICS_TYPE = "application/openmetrics-text"
 # Statuses that are no standard ones and yet have a meaning here: the caller left; a provider is overloaded.
 _STATUSES = frozenset({*map(int, HTTPStatus), 499, 529})
 _CLOCK_SLACK_S = 5.0
+_made = False
 
 
 class Metrics:
@@ -38,6 +40,7 @@ class Metrics:
     """
 
     def __init__(self, directory: str | None = None) -> None:
+        _refuse_a_second()
         self.registry = CollectorRegistry()
         self._shared = None if directory is None else _SharedFiles(Path(directory))
         self._bound: dict[tuple[Any, ...], Any] = {}
@@ -131,6 +134,14 @@ class Metrics:
         if child is None:
             child = self._bound[key] = metric.labels(*labels)
         return child
+
+
+def _refuse_a_second() -> None:
+    """Of two in one process that share files, each would write over what the other has counted."""
+    global _made
+    if _made and ValueClass is not MutexValue:
+        raise RuntimeError("this process has its Metrics already: hand that one on")
+    _made = True
 
 
 class _SharedFiles(Collector):

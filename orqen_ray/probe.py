@@ -1,53 +1,90 @@
-"""One cheap call to a provider: its list of models, which costs nothing, or a few tokens of its cheapest model."""
+"""One cheap call to a provider, to see whether it takes a key."""
 
 from __future__ import annotations
+
+import time
+from typing import Any
 
 import msgspec
 
 from orqen_ray.conversation import Conversation, Message, Text, Usage
-from orqen_ray.errors import BadRequest
+from orqen_ray.errors import BadRequest, GatewayError
 from orqen_ray.formats.paths import chat_path
 from orqen_ray.formats.registry import FORMATS
 from orqen_ray.providers.catalog import Catalog, Model, Provider
+from orqen_ray.providers.forward import Forwarder
 from orqen_ray.traces.cost import cost_usd
-from orqen_ray.types import Call, UpstreamReply
+from orqen_ray.types import Call, Credentials, UpstreamReply
 
-PROBE_DEADLINE_S = 30.0
-_MAX_PROBE_TOKENS = 16  # the least that OpenAI's newer models accept
-
-
-def has_free_call(provider: Provider) -> bool:
-    return "models" in provider.families
+_DEADLINE_S = 30.0
+_MAX_TOKENS = 16  # the least that OpenAI's newer models accept
 
 
-def probe_call(
-    catalog: Catalog, provider: Provider, model: str | None, *, deadline_s: float = PROBE_DEADLINE_S
-) -> Call:
-    """The call; with `model`, always the one for a few tokens.
+class _OneKey:
+    """A source of credentials that holds one key of one provider, or none."""
 
+    def __init__(self, provider: str, key: Credentials | None) -> None:
+        self._provider = provider
+        self._key = key
+
+    async def get(self, provider: str) -> Credentials | None:
+        return self._key if provider == self._provider else None
+
+    async def names(self) -> frozenset[str]:
+        return frozenset({self._provider} if self._key else ())
+
+
+async def probe(catalog: Catalog, provider: Provider, key: Credentials | None, model: str | None) -> dict[str, Any]:
+    """Ask for the list of models, which costs nothing, or else `model` or the cheapest one for a few tokens.
+
+    Returns:
+        `provider`, `call`, `ok`, `status` (None without an answer), `took_ms`, `message`.
     Raises:
-        BadRequest: the row has neither a list of models nor a model.
+        BadRequest: there is no model to ask.
     """
-    if model is None and has_free_call(provider):
+    call = _call(catalog, provider, model)
+    forwarder = Forwarder(catalog, _OneKey(provider.name, key))
+    started_s = time.perf_counter()
+    status = None
+    try:
+        reply = await forwarder.send(call)
+        message = await _complaint(provider, reply)
+        status = reply.status
+    except GatewayError as error:
+        message = error.message
+    finally:
+        await forwarder.aclose()
+    return {
+        "provider": provider.name,
+        "call": f"{call.method} {call.path}",
+        "ok": message is None,
+        "status": status,
+        "took_ms": (time.perf_counter() - started_s) * 1000,
+        "message": message,
+    }
+
+
+def _call(catalog: Catalog, provider: Provider, model: str | None) -> Call:
+    if model is None and "models" in provider.families:
         path = "/v1/models" if provider.dialect == "anthropic_messages" else "/models"
-        return Call(provider=provider.name, method="GET", path=path, body=b"", deadline_s=deadline_s)
+        return Call(provider=provider.name, method="GET", path=path, body=b"", deadline_s=_DEADLINE_S)
     model = model or _cheapest(provider)
     conversation = Conversation(
         format=provider.dialect,
         model=model,
         messages=(Message(role="user", blocks=(Text(text="Hi"),)),),
-        max_tokens=_MAX_PROBE_TOKENS,
+        max_tokens=_MAX_TOKENS,
     )
     written = FORMATS[provider.dialect].write_request(conversation, model, catalog.capabilities(provider.name, model))
     return Call(
         provider=provider.name,
         path=chat_path(provider.dialect, model, stream=False),
         body=msgspec.json.encode(written.body),
-        deadline_s=deadline_s,
+        deadline_s=_DEADLINE_S,
     )
 
 
-async def complaint(provider: Provider, reply: UpstreamReply) -> str | None:
+async def _complaint(provider: Provider, reply: UpstreamReply) -> str | None:
     """What the provider said against the call, in one line; None when it answered it."""
     body = b"".join([chunk async for chunk in reply.chunks])
     if reply.status < 400:

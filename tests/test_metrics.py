@@ -105,6 +105,11 @@ def test_a_folder_that_is_a_link_is_refused(tmp_path: Path) -> None:
         Metrics(str(tmp_path / "link"))
 
 
+def test_of_two_that_share_files_in_one_process_the_second_is_refused(tmp_path: Path) -> None:
+    with start(tmp_path, "from orqen_ray.metrics import Metrics; Metrics(); Metrics()") as process:
+        assert "hand that one on" in process.communicate()[1]
+
+
 def test_two_instances_in_one_process_count_apart() -> None:
     first, second = Metrics(), Metrics()
     first.count_request("openai_chat", None, 401)

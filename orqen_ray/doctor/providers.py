@@ -7,14 +7,15 @@ import asyncio
 from orqen_ray.config import Settings, read_environment
 from orqen_ray.doctor.report import Finding, failed, ok, warning
 from orqen_ray.doctor.store import clock_finding, existing_cipher
-from orqen_ray.errors import GatewayError, StoreUnavailable
-from orqen_ray.probe import has_free_call, probe_call
+from orqen_ray.errors import StoreUnavailable
+from orqen_ray.probe import probe
 from orqen_ray.providers.catalog import Catalog, Provider, load_catalog
 from orqen_ray.providers.credentials import CredentialSource, EnvironmentCredentials, LayeredCredentials
-from orqen_ray.providers.forward import DEFAULT_REGION, Forwarder, Timeouts
+from orqen_ray.providers.forward import DEFAULT_REGION, Forwarder
 from orqen_ray.providers.reachability import Reachability, reach
 from orqen_ray.store.database import Database
 from orqen_ray.store.secrets import ProviderSecrets
+from orqen_ray.types import Credentials
 
 _CALL_TIMEOUT_S = 5.0
 
@@ -27,14 +28,13 @@ async def check_providers(settings: Settings) -> list[Finding]:
         return []  # the check of the settings says so
     database = Database(settings.storage.database_url)
     credentials = LayeredCredentials(*await _sources(settings, catalog, database))
-    waits = Timeouts(connect_s=_CALL_TIMEOUT_S, first_byte_s=_CALL_TIMEOUT_S, idle_s=1, total_s=_CALL_TIMEOUT_S)
-    forwarder = Forwarder(catalog, credentials, waits)
+    forwarder = Forwarder(catalog, credentials)  # knows who is connected
     try:
         names = sorted(await forwarder.connected())
         rows = [catalog.providers[name] for name in names if not catalog.providers[name].embedded]
         if not rows:
             return [warning("providers", "none is connected but the sandbox", "orqen providers connect NAME")]
-        checked = await asyncio.gather(*(_check(row, catalog, credentials, forwarder) for row in rows))
+        checked = await asyncio.gather(*(_check(row, catalog, credentials) for row in rows))
     finally:
         await forwarder.aclose()
         await database.aclose()
@@ -60,9 +60,7 @@ async def _sources(settings: Settings, catalog: Catalog, database: Database) -> 
     return sources
 
 
-async def _check(
-    row: Provider, catalog: Catalog, credentials: CredentialSource, forwarder: Forwarder
-) -> tuple[Finding, Reachability | None]:
+async def _check(row: Provider, catalog: Catalog, credentials: CredentialSource) -> tuple[Finding, Reachability | None]:
     name = f"provider {row.name}"
     try:
         secret = await credentials.get(row.name)
@@ -76,22 +74,25 @@ async def _check(
     if reached.problem is not None:
         cure = "see its base_url, this machine's DNS, proxy and firewall"
         return failed(name, f"{reached.host}: {reached.problem}", cure), reached
-    if not has_free_call(row):
+    if "models" not in row.families:
         unasked = f"{reached.host} answers; the credentials were not tried, it has no free call"
         return ok(name, unasked), reached
-    return await _ask(row, catalog, forwarder), reached
+    return await _ask(row, catalog, secret), reached
 
 
-async def _ask(row: Provider, catalog: Catalog, forwarder: Forwarder) -> Finding:
+async def _ask(row: Provider, catalog: Catalog, secret: Credentials | None) -> Finding:
     name = f"provider {row.name}"
     try:
-        reply = await forwarder.send(probe_call(catalog, row, None, deadline_s=_CALL_TIMEOUT_S))
-        await reply.aclose()
-    except GatewayError as error:
-        return failed(name, error.message, f"orqen providers test {row.name}")
-    if reply.status in (401, 403):
+        async with asyncio.timeout(_CALL_TIMEOUT_S):
+            answer = await probe(catalog, row, secret, None)
+    except TimeoutError:
+        return warning(name, f"no list of models within {_CALL_TIMEOUT_S:g} s", f"orqen providers test {row.name}")
+    status = answer["status"]
+    if status in (401, 403):
         advice = f"store other credentials: orqen providers connect {row.name}"
-        return failed(name, f"it refuses the credentials (HTTP {reply.status})", advice)
-    if reply.status >= 400:
-        return warning(name, f"its list of models answers HTTP {reply.status}", f"orqen providers test {row.name}")
+        return failed(name, f"it refuses the credentials (HTTP {status})", advice)
+    if status is None:
+        return failed(name, answer["message"], f"orqen providers test {row.name}")
+    if status >= 400:
+        return warning(name, f"its list of models answers HTTP {status}", f"orqen providers test {row.name}")
     return ok(name, "answers and accepts the credentials" if row.needs_credentials else "answers")
