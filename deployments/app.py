@@ -4,12 +4,13 @@
 
 from typing import Any, cast
 
+import ray
 from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.config import BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
-from deployments.flags import REPLICA_FLAGS
+from deployments.flags import REPLICA_FLAGS, metrics_directory
 from deployments.forwarder import ForwarderPool
 from deployments.ingress import Ingress
 from orqen_ray.config import ReplicaSettings, Settings, load_settings
@@ -27,6 +28,12 @@ def build(args: Settings) -> Application:
     if settings.forwarder.placement == "pool":
         pool = _deployment(ForwarderPool, "Forwarder", settings.forwarder).bind(settings)
     return _deployment(serve.ingress()(Ingress), "Ingress", settings.ingress).bind(settings, pool)
+
+
+def shared_metrics() -> dict[str, str]:
+    """Where the replicas of a node keep their figures together. Theirs alone: Ray uses the same library."""
+    session = ray.get_runtime_context().get_session_name() if ray.is_initialized() else "local"
+    return {"PROMETHEUS_MULTIPROC_DIR": str(metrics_directory(session))}
 
 
 def _deployment(kind: type, name: str, replicas: ReplicaSettings) -> Deployment:
@@ -49,7 +56,7 @@ def _options(replicas: ReplicaSettings) -> dict[str, Any]:
     return options | {
         "max_ongoing_requests": MAX_ONGOING_REQUESTS,
         "backpressure_config": BackpressureConfig(status_code=429, retry_after_s=1),
-        "ray_actor_options": {"num_cpus": 0, "runtime_env": {"env_vars": dict(REPLICA_FLAGS)}},
+        "ray_actor_options": {"num_cpus": 0, "runtime_env": {"env_vars": {**REPLICA_FLAGS, **shared_metrics()}}},
         "graceful_shutdown_timeout_s": 10,
         "graceful_shutdown_wait_loop_s": 0.2,
         "health_check_period_s": 5,

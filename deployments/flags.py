@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
 import secrets
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -40,6 +42,7 @@ ONE_MACHINE: Mapping[str, str] = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.1",
     "RAY_SERVE_HAPROXY_NBTHREAD": "2",
     "RAY_AUTH_MODE": "token",
+    "RAY_DEDUP_LOGS": "0",  # else of lines that differ in figures only, one is printed
 }
 
 SIDE_PORTS = range(20_000, 30_000)
@@ -69,6 +72,15 @@ def one_machine_flags(private_dir: Path, port: int) -> dict[str, str]:
     token = {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
     haproxy = {"RAY_SERVE_HAPROXY_BINARY_PATH": str(HAPROXY), "ORQEN_PYTHON": sys.executable}
     return {**REPLICA_FLAGS, **FAST_PATH, **ONE_MACHINE, **ports, **files, **token, **haproxy}
+
+
+def metrics_directory(session: str) -> Path:
+    """Where the replicas of one node keep their figures: in the private directory of `make serve`, else a place of the
+    user's for this run of Ray, the same on each node. A replica makes it.
+    """
+    if private_dir := os.environ.get("ORQEN_PRIVATE_DIR"):
+        return Path(private_dir, "metrics")
+    return Path(tempfile.gettempdir(), f"orqen-metrics-{os.getuid()}-{session}")
 
 
 def free_ports(count: int, *, besides: int = 0) -> list[int]:

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 from deployments.remote import Frame, Head
 from orqen_ray.config import Settings
 from orqen_ray.errors import GatewayError
-from orqen_ray.service import open_database, open_forwarder
+from orqen_ray.logs import configure_logs
+from orqen_ray.service import open_database, open_forwarder, open_metrics
 from orqen_ray.types import Call
 
 
@@ -15,8 +16,10 @@ class ForwarderPool:
     """One replica of the pool. Streams an answer as frames: the head, then the bytes as they arrive."""
 
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Ray Serve awaits it
-        self._database = await open_database(settings)
-        self._forwarder = await open_forwarder(settings, self._database)
+        configure_logs(**settings.logs.model_dump())
+        metrics = open_metrics("forwarder")
+        self._database = await open_database(settings, metrics)
+        self._forwarder = await open_forwarder(settings, self._database, metrics=metrics)
 
     async def send(self, call: Call) -> AsyncIterator[Frame]:
         """Forward one call; a cancelled call, at any point, closes the connection to the provider.

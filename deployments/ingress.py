@@ -12,6 +12,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.remote import RemoteForwarder
 from orqen_ray.api.app import create_app
 from orqen_ray.config import Settings
+from orqen_ray.logs import configure_logs
 from orqen_ray.service import Service, open_service
 
 HEALTH_TIMEOUT_S = 5.0
@@ -42,6 +43,7 @@ class Ingress:
         self._app: FastAPI | None = None
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
+        configure_logs(**self._settings.logs.model_dump())
         upstream = remote_forwarder(self._settings, self._pool) if self._pool is not None else None
         self._service = await open_service(self._settings, upstream)
         self._app = create_app(self._service)

@@ -20,6 +20,7 @@ from deployments.app import build
 from deployments.flags import STOP
 from orqen_ray.config import Settings, load_settings
 from orqen_ray.errors import GatewayError
+from orqen_ray.logs import configure_logs
 from orqen_ray.service import prepare
 
 APPLICATION = "orqen"
@@ -42,6 +43,7 @@ def main(watcher_pid: int) -> int:
     started = time.monotonic()
     stop_with_watcher(watcher_pid)
     settings = load_settings()
+    configure_logs(**settings.logs.model_dump())
     try:
         key = asyncio.run(prepare(settings))
     except (GatewayError, ValueError, OSError) as error:

@@ -1,10 +1,10 @@
-"""The `orqen` command: the keys of callers and the credentials of providers, worked on directly in the store."""
+"""The `orqen` command: keys of callers and credentials of providers, worked on in the store; the check-up."""
 
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
@@ -14,8 +14,10 @@ import msgspec
 import typer
 
 from orqen_ray.config import Settings, SettingsError, load_secrets, load_settings, read_environment
+from orqen_ray.doctor.checks import examine
 from orqen_ray.errors import BadRequest, GatewayError, NotFound
 from orqen_ray.probe import probe
+from orqen_ray.prompts import read_api_key, read_aws_keys
 from orqen_ray.providers.catalog import Catalog, Provider, check_base_url, load_catalog
 from orqen_ray.providers.credentials import EnvironmentCredentials, LayeredCredentials
 from orqen_ray.service import open_database
@@ -25,7 +27,7 @@ from orqen_ray.store.keys import KeyRecord, Keys
 from orqen_ray.store.rotation import rotate
 from orqen_ray.store.secrets import ProviderSecrets
 from orqen_ray.store.token_counts import TokenCounts
-from orqen_ray.types import AwsCredentials, Credentials
+from orqen_ray.types import Credentials
 
 T = TypeVar("T")
 
@@ -159,8 +161,8 @@ def connect_provider(
         address = _checked_base_url(provider, base_url)
         secrets = await store.secrets()
         credentials = Credentials(
-            api_key=None if aws else _read_api_key(name, api_key_env),
-            aws=_read_aws_keys() if aws else None,
+            api_key=None if aws else read_api_key(name, api_key_env),
+            aws=read_aws_keys() if aws else None,
             region=region,
             base_url=address,
             label=label,
@@ -280,6 +282,30 @@ def rotate_secrets(as_json: AsJson = False) -> None:
         typer.echo("Every other key can now be taken out of ORQEN_SECRET_KEY.")
 
 
+# --- orqen doctor -----------------------------------------------------------------------------------------------
+
+
+@app.command("doctor")
+def doctor(
+    providers: Annotated[bool, typer.Option(help="Ask the providers too: their hosts, and free calls only.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Check the installation: settings, store, keys, providers, clock, disk, ports. Changes nothing."""
+    logging.disable()  # what a check finds it says itself
+    try:
+        findings = asyncio.run(examine(ask_providers=providers))
+    finally:
+        logging.disable(logging.NOTSET)
+    if as_json:
+        _print_json(findings)
+    else:
+        for finding in findings:
+            typer.echo(f"{finding.state:<8} {finding.check}: {finding.message}")
+            if finding.advice:
+                typer.echo(f"{'':<8} -> {finding.advice}")
+    raise typer.Exit(1 if any(finding.state == "failed" for finding in findings) else 0)
+
+
 # --- Reading what is given --------------------------------------------------------------------------------------
 
 
@@ -301,38 +327,6 @@ def _checked_base_url(provider: Provider, base_url: str | None) -> str | None:
     if provider.base_url is None:
         raise BadRequest(f"{provider.name} has no address of its own: give yours with --base-url")
     return None
-
-
-def _read_api_key(name: str, variable: str | None) -> str:
-    if variable is None:
-        return _read_secret(f"API key of {name}", required=True)
-    value = read_environment().get(variable, "").strip()
-    if not value:
-        raise BadRequest(f"the environment variable {variable} is not set", param="--api-key-env")
-    return value
-
-
-def _read_aws_keys() -> AwsCredentials:
-    environment: Mapping[str, str] = read_environment()
-    if environment.get("AWS_ACCESS_KEY_ID") and environment.get("AWS_SECRET_ACCESS_KEY"):
-        key_id, secret = environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"]
-        token = environment.get("AWS_SESSION_TOKEN", "")
-    else:
-        key_id = _read_secret("AWS access key id", required=True)
-        secret = _read_secret("AWS secret access key", required=True)
-        token = _read_secret("AWS session token (empty for none)", required=False)
-    return AwsCredentials(access_key_id=key_id, secret_access_key=secret, session_token=token.strip() or None)
-
-
-def _read_secret(what: str, *, required: bool) -> str:
-    """A line that nobody sees: from a hidden prompt, or from standard input when that is no terminal."""
-    if sys.stdin.isatty():
-        secret = str(typer.prompt(what, hide_input=True, default="" if not required else None, show_default=False))
-    else:
-        secret = sys.stdin.readline()
-    if required and not secret.strip():
-        raise BadRequest(f"{what}: nothing was given; pipe it in, or name its variable with --api-key-env")
-    return secret.strip()
 
 
 # --- Running and printing ---------------------------------------------------------------------------------------

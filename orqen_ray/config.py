@@ -103,6 +103,7 @@ class ProviderSettings(_Section):
 class ServerSettings(_Section):
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=8000, ge=0, le=65_535)
+    open_metrics: bool = False
 
 
 class StorageSettings(_Section):
@@ -174,6 +175,12 @@ class LimitSettings(_Section):
         return int(self.max_body_mib * 2**20)
 
 
+class LogSettings(_Section):
+    format: Literal["text", "json"] = "text"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    requests: bool = False
+
+
 class ReplicaSettings(_Section):
     """How many of a deployment; `max_replicas` above `min_replicas` lets it scale with its load."""
 
@@ -207,6 +214,7 @@ class Settings(_Section):
     timeouts: TimeoutSettings = TimeoutSettings()
     retries: RetrySettings = RetrySettings()
     limits: LimitSettings = LimitSettings()
+    logs: LogSettings = LogSettings()
     ingress: IngressSettings = IngressSettings()
     forwarder: ForwarderSettings = ForwarderSettings()
     circuit_breaker: CircuitBreakerSettings = CircuitBreakerSettings()

@@ -34,6 +34,7 @@ from orqen_ray.models.feasibility import (
 )
 from orqen_ray.providers.catalog import Catalog, Resolved
 from orqen_ray.providers.headers import allowed_request_headers
+from orqen_ray.recording import record
 from orqen_ray.relay import Answer, Route, answer
 from orqen_ray.sessions import session_id
 from orqen_ray.traces.writer import TraceWriter
@@ -80,8 +81,8 @@ class Gateway:
         self.catalog = catalog
         self.upstream = upstream
         self._traces = traces
-        self.metrics = metrics or Metrics()
-        self._attempts = Attempts(upstream, retry, self.metrics)
+        self._metrics = metrics or Metrics()
+        self._attempts = Attempts(upstream, retry, self._metrics)
         self._fallbacks = fallbacks or {}
         self._spend = spend
 
@@ -137,8 +138,8 @@ class Gateway:
         self.record(exchange)
 
     def record(self, exchange: Exchange) -> None:
-        """Write the trace row and count the tokens; never fails the request."""
-        self._traces.write(exchange.trace())
+        """Keep what became of the request, and what it cost its key; never fails it."""
+        record(exchange, self._traces, self._metrics)
         self._spend(exchange.key_id, exchange.billed_tokens())
 
     def _read(self, inbound: Inbound, payload: JsonObject) -> Conversation:

@@ -2,19 +2,48 @@
 
 from __future__ import annotations
 
-from functools import partial
+import os
+import socket
+from collections.abc import Iterator
+from functools import lru_cache, partial
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+import psutil
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.registry import Collector
+from prometheus_client.values import MutexValue, ValueClass
+
+NO_PROVIDER = "none"
+"""The provider of a request that ended before one was chosen."""
 
 _SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _OVERHEAD_SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
+_OPENMETRICS_TYPE = "application/openmetrics-text"
+# Statuses that are no standard ones and yet have a meaning here: the caller left; a provider is overloaded.
+_STATUSES = frozenset({*map(int, HTTPStatus), 499, 529})
+_CLOCK_SLACK_S = 5.0
+_made = False
 
 
 class Metrics:
-    """One per process. `provider` labels are rows of the catalog; no label holds a model, a key or a session."""
+    """One per process. `provider` labels are rows of the catalog; no label holds a model, a key or a session.
 
-    def __init__(self) -> None:
+    Args:
+        directory: where all processes of this node's gateway keep their figures, made if absent; then `exposition`
+            tells those of all of them. prometheus_client writes there if PROMETHEUS_MULTIPROC_DIR said so before it
+            was imported. Without it, each process tells its own.
+    """
+
+    def __init__(self, directory: str | None = None) -> None:
+        _refuse_a_second()
         self.registry = CollectorRegistry()
+        self._shared = None if directory is None else _SharedFiles(Path(directory))
+        self._bound: dict[tuple[Any, ...], Any] = {}
         counter = partial(Counter, registry=self.registry)
         gauge = partial(Gauge, registry=self.registry)
         seconds = partial(Histogram, registry=self.registry)
@@ -23,16 +52,28 @@ class Metrics:
         self.requests = counter("orqen_requests", "Requests that have ended.", (*by_call, "status"))
         self.open_requests = gauge("orqen_open_requests", "Requests now in work.", multiprocess_mode="livesum")
         self.request_seconds = seconds(
-            "orqen_request_duration_seconds", "From a request to the end of its answer.", by_call, buckets=_SECONDS
+            "orqen_request_duration_seconds",
+            "From the whole request to the end of its answer.",
+            by_call,
+            buckets=_SECONDS,
         )
         self.first_byte_seconds = seconds(
-            "orqen_first_byte_seconds", "From a request to the provider's head.", ("provider",), buckets=_SECONDS
+            "orqen_first_byte_seconds",
+            "From the whole request to the head of the provider's answer.",
+            ("provider",),
+            buckets=_SECONDS,
         )
         self.overhead_seconds = seconds(
-            "orqen_overhead_seconds", "In the gateway before the first call.", ("format",), buckets=_OVERHEAD_SECONDS
+            "orqen_overhead_seconds",
+            "From the whole request to the first call to a provider.",
+            ("format",),
+            buckets=_OVERHEAD_SECONDS,
         )
         self.tokens = counter(
-            "orqen_tokens", "Billed by providers: input, cache_read, cache_write, output.", ("provider", "kind")
+            "orqen_tokens",
+            "As the provider bills them, or estimated where it does not say; kind: input, cache_read, cache_write, "
+            "output.",
+            ("provider", "kind"),
         )
         self.attempts = counter("orqen_upstream_attempts", "Calls to providers.", ("provider", "outcome"))
         self.retries = counter("orqen_retries", "Attempts after the first.", ("provider",))
@@ -44,3 +85,122 @@ class Metrics:
         self.limited = counter("orqen_limited_requests", "Answered 429 by the gateway itself.", ("reason",))
         self.store_failures = counter("orqen_store_failures", "Failed calls to database or redis.", ("store",))
         self.trace_rows = counter("orqen_trace_rows", "Rows written or dropped.", ("outcome",))
+        self.processes = gauge(
+            "orqen_processes", "Processes of the gateway: ingress, forwarder.", ("role",), multiprocess_mode="livesum"
+        )
+
+    def count_request(self, format_: str, provider: str | None, status: int) -> None:
+        """A request has ended; each is counted once. About 1 us."""
+        self._of(self.requests, format_, provider or NO_PROVIDER, _status_label(status)).inc()
+
+    def observe_request(
+        self,
+        format_: str,
+        provider: str | None,
+        *,
+        total_s: float,
+        first_byte_s: float | None,
+        overhead_s: float | None,
+    ) -> None:
+        """How long a request took that was read; None where it did not come so far."""
+        provider = provider or NO_PROVIDER
+        self._of(self.request_seconds, format_, provider).observe(total_s)
+        if overhead_s is not None:
+            self._of(self.overhead_seconds, format_).observe(overhead_s)
+        if first_byte_s is not None:
+            self._of(self.first_byte_seconds, provider).observe(first_byte_s)
+
+    def count_tokens(self, provider: str | None, **tokens: int) -> None:
+        """Args: tokens: kind -> how many."""
+        for kind, count in tokens.items():
+            if count > 0:
+                self._of(self.tokens, provider or NO_PROVIDER, kind).inc(count)
+
+    def exposition(self, accept: str = "") -> tuple[bytes, str]:
+        """All figures and their content type, in OpenMetrics if `accept` asks for it. Reads files: use a thread."""
+        registry = self.registry
+        if self._shared is not None:
+            registry = CollectorRegistry()
+            registry.register(self._shared)
+        if _OPENMETRICS_TYPE in accept.lower():
+            page: bytes = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
+            return page, openmetrics.CONTENT_TYPE_LATEST
+        return generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4
+
+    def _of(self, metric: Any, *labels: str) -> Any:
+        """The child of `metric`, kept: to look it up by its labels in the library takes as long as to count."""
+        key = (metric, *labels)
+        child = self._bound.get(key)
+        if child is None:
+            child = self._bound[key] = metric.labels(*labels)
+        return child
+
+
+def _refuse_a_second() -> None:
+    """Of two in one process that share files, each would write over what the other has counted."""
+    global _made
+    if _made and ValueClass is not MutexValue:
+        raise RuntimeError("this process has its Metrics already: hand that one on")
+    _made = True
+
+
+class _SharedFiles(Collector):
+    """The figures of all processes of a node. Counters of dead processes stay, their gauges go."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = directory.lstat()
+        if status.st_uid != os.getuid() or directory.is_symlink():  # a name in /tmp can be taken by another user
+            raise PermissionError(
+                f"{directory} belongs to another user: set PROMETHEUS_MULTIPROC_DIR to another folder"
+            )
+        self._directory = directory
+        self._node = socket.gethostname()
+        self._forget_the_dead()  # a process that got a dead one's number would go on with its gauges
+
+    def collect(self) -> Iterator[Metric]:
+        self._forget_the_dead()
+        # A file is empty for the moment between its making and its first use.
+        files = [str(path) for path in self._directory.glob("*.db") if _size(path)]
+        for metric in MultiProcessCollector.merge(files):  # type: ignore[no-untyped-call]
+            # Through a load balancer each answer is another node's: without this, counters would seem to jump.
+            metric.samples = [
+                sample._replace(labels={**sample.labels, "node": self._node})
+                for sample in sorted(metric.samples, key=_sample_order)
+            ]
+            yield metric
+
+    def _forget_the_dead(self) -> None:
+        """Remove the gauges of processes that are gone, also when another process has got their number since.
+
+        Nobody else does: `mark_process_dead` is for a parent that sees its children die, and a replica can be killed.
+        """
+        for path in self._directory.glob("gauge_live*_*.db"):
+            try:
+                born_s = psutil.Process(int(path.stem.rpartition("_")[2])).create_time()
+                gone = path.stat().st_mtime < born_s - _CLOCK_SLACK_S
+            except psutil.NoSuchProcess:
+                gone = True
+            except FileNotFoundError:
+                continue
+            if gone:
+                path.unlink(missing_ok=True)
+
+
+def _sample_order(sample: Any) -> tuple[Any, ...]:
+    """Series together, each one's buckets in their order, sum and count after them, as the format demands."""
+    labels = {name: value for name, value in sample.labels.items() if name != "le"}
+    return sorted(labels.items()), sample.name, float(sample.labels.get("le", 0))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+@lru_cache(maxsize=1000)
+def _status_label(status: int) -> str:
+    """`404`, but `7xx` for what no HTTP status is: a provider may answer anything."""
+    return str(status) if status in _STATUSES else f"{status // 100}xx"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import Literal
 
 from orqen_ray.attempts import RetryPolicy
 from orqen_ray.config import Settings, load_secrets, read_environment
@@ -39,6 +40,7 @@ class Service:
     database: Database
     keys: Keys
     gateway: Gateway
+    metrics: Metrics
     _key_cache: KeyCache
     _rate_limits: RateLimits
     _budgets: Budgets
@@ -100,7 +102,7 @@ async def open_service(settings: Settings, upstream: Upstream | None = None, *, 
     """
     catalog = load_catalog(settings.operator_rows())
     check_fallbacks(catalog, settings.fallbacks)
-    metrics = Metrics()
+    metrics = open_metrics("ingress")
     database = await open_database(settings, metrics)
     forwarder = None
     if upstream is None:
@@ -118,12 +120,20 @@ async def open_service(settings: Settings, upstream: Upstream | None = None, *, 
         database=database,
         keys=keys,
         gateway=Gateway(catalog, upstream, traces, retry, settings.fallbacks, metrics, budgets.spend),
+        metrics=metrics,
         _key_cache=KeyCache(keys, database.reads, _KEY_TTL_S, settings.storage.outage_grace_s),
         _rate_limits=RateLimits(settings.storage.redis_url, metrics),
         _budgets=budgets,
         _traces=traces,
         _forwarder=forwarder,
     )
+
+
+def open_metrics(role: Literal["ingress", "forwarder"]) -> Metrics:
+    """The figures of this process, to be opened once in it; of all processes of the node where they share a folder."""
+    metrics = Metrics(read_environment().get("PROMETHEUS_MULTIPROC_DIR"))
+    metrics.processes.labels(role).set(1)
+    return metrics
 
 
 async def prepare(settings: Settings) -> str | None:

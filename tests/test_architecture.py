@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors"},
     "retry_after": {"errors"},
     "metrics": set(),
+    "logs": set(),
     "formats": {"errors", "conversation", "types", "retry_after"},
     "providers": {"errors", "conversation", "types", "metrics", "retry_after"},
     "store": {"errors", "conversation", "types", "metrics"},
@@ -28,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sessions": {"conversation"},
     "tokens": {"conversation"},
     "exchange": {"errors", "conversation", "types", "traces", "providers", "tokens"},
+    "recording": {"exchange", "logs", "metrics", "traces"},
     "relay": {"errors", "conversation", "types", "formats", "exchange"},
     "attempts": {
         "errors", "conversation", "types", "metrics", "retry_after", "formats", "providers", "exchange", "relay",
@@ -35,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "fallbacks": {"errors", "providers"},
     "gateway": {
         "errors", "conversation", "types", "metrics", "formats", "models", "providers", "traces", "exchange", "relay",
-        "sessions", "attempts",
+        "sessions", "attempts", "recording",
     },
     "passthrough": {
         "errors", "conversation", "types", "formats", "providers", "exchange", "relay", "gateway", "sessions", "tokens",
@@ -45,14 +47,16 @@ MAY_IMPORT: dict[str, set[str]] = {
         "errors", "types", "config", "metrics", "models", "providers", "store", "traces", "attempts", "fallbacks",
         "gateway",
     },
+    "prompts": {"errors", "types", "config"},
     "probe": {"errors", "conversation", "types", "formats", "providers", "traces"},
     "api": {
         "errors", "conversation", "types", "formats", "providers", "store", "gateway", "relay", "passthrough",
-        "service", "metrics",
+        "service", "metrics", "logs", "recording",
     },
+    "doctor": {"errors", "types", "config", "providers", "store", "traces", "probe"},
     "cli": {
         "errors", "conversation", "types", "config", "metrics", "formats", "providers", "store", "traces", "service",
-        "probe",
+        "probe", "prompts", "doctor",
     },
 }  # fmt: skip
 
@@ -69,10 +73,11 @@ HOMES: dict[str, tuple[str, ...]] = {
     "pyarrow": ("traces",),
     "genai_prices": ("traces",),
     "pydantic": ("config", "api"),
-    "typer": ("cli",),
+    "typer": ("cli", "prompts"),
     "prometheus_client": ("metrics",),
     "limits": ("store",),
     "redis": ("store",),
+    "psutil": ("metrics", "doctor"),
     "asyncpg": ("store",),
     "ray": (),
 }

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from orqen_ray.api.chat import chat_routes
+from orqen_ray.api.metrics import metrics_route
 from orqen_ray.api.models import model_routes
 from orqen_ray.api.wire import headers_of, request_id_of
 from orqen_ray.errors import GatewayError, MethodNotAllowed, NotFound
@@ -19,6 +20,7 @@ from orqen_ray.formats.bedrock_converse.format import BEDROCK_CONVERSE
 from orqen_ray.formats.families import FAMILIES
 from orqen_ray.formats.format import Format
 from orqen_ray.formats.openai_chat.format import OPENAI_CHAT
+from orqen_ray.recording import record_unforwarded
 from orqen_ray.service import Service
 
 logger = logging.getLogger(__name__)
@@ -28,7 +30,7 @@ def create_app(service: Service) -> FastAPI:
     """The application for `service`. The calls to providers are plain ASGI routes: nothing stands in their way."""
     # A redirect of `/v1/messages/` would name whatever host the request names, and clients follow it with their key.
     app = FastAPI(title="Orqen-Ray", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    app.router.routes.extend([*chat_routes(service), *model_routes(service)])
+    app.router.routes.extend([*chat_routes(service), *model_routes(service), metrics_route(service)])
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -47,19 +49,21 @@ def create_app(service: Service) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:
-        return _no_route(request, error)
+        format_ = _format_of(request.scope["path"], request)
+        record_unforwarded(format_.name, error.status_code, service.metrics)
+        return _no_route(request, error, format_)
 
     return app
 
 
-def _no_route(request: Request, error: HTTPException) -> Response:
+def _no_route(request: Request, error: HTTPException, format_: Format) -> Response:
     path = request.scope["path"]
     wrong: GatewayError = NotFound(f"no such path: {path[:200]!r}; {_advice(path)}")
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "POST")
         wrong = MethodNotAllowed(f"{request.method} is not allowed here; try {allowed}")
     request_id = request_id_of(headers_of(request.scope))
-    wire = _format_of(path, request).write_error(wrong, request_id)
+    wire = format_.write_error(wrong, request_id)
     headers = {**wire.headers, "content-type": "application/json", "x-request-id": request_id}
     if error.headers and "Allow" in error.headers:
         headers["allow"] = error.headers["Allow"]

@@ -14,12 +14,15 @@ from orqen_ray.api.wire import check_content, headers_of, read_body, request_id_
 from orqen_ray.conversation import JsonObject
 from orqen_ray.errors import GatewayError
 from orqen_ray.formats.format import Format
+from orqen_ray.logs import CURRENT, CurrentRequest
+from orqen_ray.recording import record_unforwarded
 from orqen_ray.relay import Answer
 from orqen_ray.service import Service
 from orqen_ray.store.keys import KeyRecord
 
 logger = logging.getLogger(__name__)
 
+_LEFT = 499  # the caller went away before an answer
 _HOP_BY_HOP = frozenset({"content-length", "transfer-encoding", "connection", "x-request-id"})
 
 
@@ -76,6 +79,21 @@ class Endpoint:
         request_id = request_id_of(headers)
         format_ = self._format(headers) if not isinstance(self._format, Format) else self._format
         client = _Client(send, request_id)
+        current = CurrentRequest(request_id)
+        entered = CURRENT.set(current)
+        self._service.metrics.open_requests.inc()
+        try:
+            await self._answer(scope, receive, client, headers, format_)
+        finally:
+            if not current.recorded:
+                record_unforwarded(format_.name, client.status or _LEFT, self._service.metrics)
+            self._service.metrics.open_requests.dec()
+            CURRENT.reset(entered)
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, client: _Client, headers: Mapping[str, str], format_: Format
+    ) -> None:
+        request_id = client.request_id
         try:
             key = await self._service.authenticate(secret_of(headers))
             if scope["method"] == "POST":
@@ -89,9 +107,9 @@ class Endpoint:
                 raise
             await client.send_error(format_, error)
         except Exception:  # the outermost frame: a bug must not show itself to the caller
-            logger.exception("request %s failed", request_id)
-            if client.started:
-                raise
+            logger.exception("a request failed")
+            if client.started:  # the server logs what it is raised, so that must not hold what the caller sent
+                raise GatewayError("internal error") from None
             await client.send_error(format_, GatewayError(f"internal error; the request id is {request_id}"))
 
     async def _relay(self, request: Request, client: _Client) -> None:
@@ -141,7 +159,8 @@ class _Client:
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
-        self._request_id = request_id
+        self.request_id = request_id
+        self.status = 0
         self.started = False
         self.finished = False
 
@@ -168,7 +187,7 @@ class _Client:
         await self._send_whole(status, {"content-type": "application/json", **headers}, msgspec.json.encode(body))
 
     async def send_error(self, format_: Format, error: GatewayError) -> None:
-        wire = format_.write_error(error, self._request_id)
+        wire = format_.write_error(error, self.request_id)
         headers = {name.lower(): value for name, value in (*error.headers.items(), *wire.headers.items())}
         await self.send_json(wire.status, headers, wire.body)
 
@@ -179,10 +198,10 @@ class _Client:
 
     async def _start(self, status: int, headers: Mapping[str, str], content_length: int | None = None) -> None:
         raw = [(name.encode(), value.encode()) for name, value in headers.items() if _allowed(name, value)]
-        raw.append((b"x-request-id", self._request_id.encode()))
+        raw.append((b"x-request-id", self.request_id.encode()))
         if content_length is not None:
             raw.append((b"content-length", str(content_length).encode()))
-        self.started = True
+        self.started, self.status = True, status
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
 

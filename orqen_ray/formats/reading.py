@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +15,8 @@ import msgspec
 from orqen_ray.conversation import Conversation, JsonObject, ToolCall, ToolResult
 from orqen_ray.errors import BadRequest
 
+# "model" with any of its letters escaped.
+_MODEL_KEY = re.compile(rb'"(?:m|\\u006[dD])(?:o|\\u006[fF])(?:d|\\u0064)(?:e|\\u0065)(?:l|\\u006[cC])"', re.ASCII)
 _NAMES: dict[type, str] = {
     str: "a string",
     int: "an integer",
@@ -42,7 +46,29 @@ def decode_object(body: bytes) -> JsonObject:
         raise BadRequest(f"the body is not JSON: {exc}") from exc
     if not isinstance(value, dict):
         raise BadRequest(f"the body must be a JSON object, not {name_of(value)}")
+    if "model" in value:
+        _refuse_two_models(body)
     return value
+
+
+def _refuse_two_models(body: bytes) -> None:
+    """Of a repeated key this gateway reads the last and a provider, given the same bytes, perhaps the first.
+
+    Then another model would be billed than the one that was checked, priced and traced.
+    """
+    if body.count(b'"model"') < 2 and not (b"\\u00" in body and len(_MODEL_KEY.findall(body)) > 1):
+        return
+    top_level: list[str] = []
+
+    def keys_of(pairs: list[tuple[str, Any]]) -> None:
+        top_level[:] = [key for key, _ in pairs]  # the outermost object is read last
+
+    try:
+        json.loads(body, object_pairs_hook=keys_of, parse_int=str, parse_float=str)
+    except (ValueError, RecursionError) as exc:
+        raise BadRequest("the body is nested too deeply") from exc
+    if top_level.count("model") > 1:
+        raise BadRequest("is there more than once", param="model")
 
 
 @contextmanager

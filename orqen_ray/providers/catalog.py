@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from fnmatch import translate
 from functools import lru_cache
 from importlib.resources import files
+from ipaddress import IPv6Address
 from typing import Any, Literal, NoReturn
 from urllib.parse import unquote, urlsplit
 
@@ -35,6 +36,10 @@ _DIALECTS: Mapping[str, FormatName] = {
     "bedrock": "bedrock_converse",
 }
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
+_MAX_HOST_CHARS = 253
+_PLAIN = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\[\]:]+)(?::[0-9]{1,5})?")
 _PATH_OF = re.compile(r"^.*/")
 _BEDROCK_SCOPE = re.compile(r"^(?:(?:us|us-gov|eu|apac|au|jp|ca|global)\.)?[a-z0-9]+\.(?=[a-z])")
 _VERSION = re.compile(r"(?:@.*|:.*|-latest|-v[12]|-20[0-9]{6})$")
@@ -196,15 +201,31 @@ def check_base_url(url: str) -> str:
         return url
     if not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
         raise ValueError("base_url may hold printable ASCII characters only, and no space or backslash")
-    split = urlsplit(url)
+    try:
+        split = urlsplit(url)
+        _ = split.port  # checked only when it is read
+    except ValueError as exc:
+        raise ValueError(f"base_url is no URL: {exc}") from None
     if split.scheme not in ("http", "https") or not split.hostname:
         raise ValueError("base_url must start with http:// or https:// and name a host")
     if "@" in split.netloc:
         raise ValueError("base_url must not hold a user name or password; put the key into api_key_env")
     if "?" in url or "#" in url:
         raise ValueError("base_url must not hold a query (?) or a fragment (#)")
-    _ = split.port  # urlsplit checks the port only when it is read
+    # Two readers of a URL may find two hosts in it, unless it is written in the one plain way.
+    if not _PLAIN.fullmatch(split.netloc) or not _is_host(split.hostname):
+        raise ValueError("base_url must name a host: letters, digits, '-' and '.', or an IP address without a zone")
     return url.rstrip("/")
+
+
+def _is_host(name: str) -> bool:
+    """Whether `name` is one that only DNS can give a meaning to: nothing in it is an escape, a zone or a separator."""
+    if ":" in name:
+        try:
+            return IPv6Address(name).scope_id is None
+        except ValueError:
+            return False
+    return len(name) <= _MAX_HOST_CHARS and _HOST.fullmatch(name.replace("{region}", "region")) is not None
 
 
 def base_model_id(model_id: str) -> str:

@@ -13,6 +13,7 @@ from socket import socket
 from urllib.parse import unquote
 
 import aiohttp
+from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from orqen_ray.errors import BadRequest, DeadlinePassed, ProviderNotConnected, UpstreamError, UpstreamRefused
@@ -67,9 +68,15 @@ class Forwarder:
         patience_s: float = 5.0,
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
+        resolver: AbstractResolver | None = None,
     ) -> None:
-        """Args: breaker, patience_s, clock: see `KeyRing`."""
+        """
+        Args:
+            breaker, patience_s, clock: see `KeyRing`.
+            resolver: of host names; None: the system's. Whatever it answers, each address is checked.
+        """
         self._catalog = catalog
+        self._resolver = resolver
         self._credentials = credentials
         self._timeouts = timeouts or Timeouts()
         self._keys = KeyRing(breaker or BreakerPolicy(), patience_s, metrics or Metrics(), clock)
@@ -186,7 +193,7 @@ class Forwarder:
         # Two pools: a connection to a private address is never lent to a provider that may not have one.
         if private not in self._sessions:
             self._sessions[private] = _open_session(
-                private_socket if private else public_socket, self._timeouts.connect_s
+                private_socket if private else public_socket, self._timeouts.connect_s, self._resolver
             )
         return self._sessions[private]
 
@@ -204,12 +211,15 @@ class Forwarder:
         return await _authorized(headers, provider, call, secret, url)
 
 
-def _open_session(socket_factory: Callable[[AddrInfo], socket], connect_s: float) -> aiohttp.ClientSession:
+def _open_session(
+    socket_factory: Callable[[AddrInfo], socket], connect_s: float, resolver: AbstractResolver | None
+) -> aiohttp.ClientSession:
     connector = aiohttp.TCPConnector(
         limit=0,
         keepalive_timeout=_KEEPALIVE_S,
         ttl_dns_cache=_DNS_TTL_S,
         socket_factory=socket_factory,
+        resolver=resolver,
     )
     return aiohttp.ClientSession(
         connector=connector,

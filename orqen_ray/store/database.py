@@ -31,7 +31,7 @@ _MIGRATION_TIMEOUT_S = 60
 _POOL = {"pool_size": 5, "max_overflow": 10, "pool_timeout": _CONNECT_TIMEOUT_S, "pool_recycle": 1800}
 _MIGRATION_LOCK = 0x0C0E11  # any number that no other program takes in the same PostgreSQL database
 _WAL_RETRY_S = 0.02
-_MIGRATIONS = Path(__file__).with_name("migrations")
+MIGRATIONS = Path(__file__).with_name("migrations")
 
 _log = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def _upgrade(connection: Connection) -> None:
     else:
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
     config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS))
+    config.set_main_option("script_location", str(MIGRATIONS))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
     command.upgrade(config, "head")

@@ -64,7 +64,7 @@ def cost_usd(
         found = _model(price_list, model)
         return None if found is None else _rates(found, at or datetime.now(UTC), usage.prompt_tokens).cost_usd(usage)
     except (ValueError, TypeError, ArithmeticError) as error:
-        _log.warning("no price for %s/%s: %s", provider, model, error)
+        _log.warning("no price for %s/%s: %s", provider, model, type(error).__name__)
         return None
 
 

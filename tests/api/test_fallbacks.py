@@ -67,7 +67,7 @@ class Failing(ScriptedUpstream):
 
 
 def metric(lab: Lab, name: str, **labels: str) -> float:
-    return lab.service.gateway.metrics.registry.get_sample_value(name, labels) or 0.0
+    return lab.service.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
 @pytest.mark.parametrize(
