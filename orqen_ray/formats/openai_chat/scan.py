@@ -10,6 +10,7 @@ from orqen_ray.formats.openai_chat.stream_in import DONE, Chunk, Delta, decode_c
 from orqen_ray.formats.openai_chat.usage import read_stop_reason
 from orqen_ray.formats.sse import Frames, parse_frame
 
+
 class ChatScanner:
     """Forwards frames as they came.
 
