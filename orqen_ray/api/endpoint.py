@@ -153,9 +153,8 @@ class _Client:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_chunks(self, chunks: AsyncIterator[bytes]) -> None:
-        send = self._send
         async for chunk in chunks:
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
 
     async def send_json(self, status: int, headers: Mapping[str, str], body: JsonObject) -> None:
         await self._send_whole(status, {"content-type": "application/json", **headers}, msgspec.json.encode(body))
