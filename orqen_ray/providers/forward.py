@@ -163,11 +163,16 @@ class _Body:
         return self
 
     async def __anext__(self) -> bytes:
-        limit_s = min(self._deadline_s, asyncio.get_running_loop().time() + self._idle_s)
+        now_s = asyncio.get_running_loop().time()
         try:
             with _translated(self._provider):
-                async with asyncio.timeout_at(limit_s):
-                    chunk = await self._response.content.readany()
+                content = self._response.content
+                if now_s >= self._deadline_s:
+                    raise TimeoutError
+                chunk = content.read_nowait()  # what is here already needs no timer
+                if not chunk and not content.at_eof():
+                    async with asyncio.timeout_at(min(self._deadline_s, now_s + self._idle_s)):
+                        chunk = await content.readany()
         except BaseException:
             self._response.close()
             raise
