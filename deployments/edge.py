@@ -23,29 +23,47 @@ REQUEST_ID = b"x-request-id"
 SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
-class Edge:
-    """Strips Serve's own request headers and keeps `X-Request-ID` single and sane."""
+# Serve then starts no tasks of its own that watch for the client to go away.
+UNWATCHED = (b"x-request-disconnect-disabled", b"?1")
 
-    def __init__(self, app: AsgiApp) -> None:
+
+class Edge:
+    """Strips Serve's own request headers and keeps `X-Request-ID` single and sane.
+
+    Args:
+        unwatched: the application watches for disconnects by itself, and can: it is in this process and on this loop.
+    """
+
+    def __init__(self, app: AsgiApp, unwatched: bool = False) -> None:
         self._app = app
+        self._own = [UNWATCHED] if unwatched else []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
 
-        async def send_one_id(message: Message) -> None:
+        def send_one_id(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 message["headers"] = _first_id_only(message.get("headers", ()))
-            await send(message)
+            return send(message)
 
-        scope["headers"] = [(name, value) for name, value in scope["headers"] if _wanted(name, value)]
+        kept = [(name, value) for name, value in scope["headers"] if _wanted(name, value)]
+        scope["headers"] = kept + self._own
         await self._app(scope, receive, send_one_id)
 
 
 def middlewares() -> list[Middleware]:
     """What `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names: the layers around Serve's own HTTP server."""
-    return [Middleware(Edge)]
+    return [Middleware(Edge, unwatched=_on_the_loop_of_a_replica())]
+
+
+def _on_the_loop_of_a_replica() -> bool:
+    """Whether this process is a replica that runs the application on its server's own loop, and not Serve's proxy."""
+    from ray.serve._private.constants import RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD
+    from ray.serve.context import _get_internal_replica_context
+
+    return not RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD and _get_internal_replica_context() is not None
 
 
 def _wanted(name: bytes, value: bytes) -> bool:

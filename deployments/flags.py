@@ -41,6 +41,7 @@ FAST_PATH: Mapping[str, str] = {
 ONE_MACHINE: Mapping[str, str] = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.1",
     "RAY_SERVE_HAPROXY_NBTHREAD": "2",
+    "RAY_worker_niceness": "0",  # Ray's 15 is for batch work: whatever else runs here would go before every request
     "RAY_AUTH_MODE": "token",
     "RAY_DEDUP_LOGS": "0",  # else of lines that differ in figures only, one is printed
 }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import msgspec
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orqen_ray.api.chat import chat_routes
 from orqen_ray.api.metrics import metrics_route
@@ -26,11 +28,31 @@ from orqen_ray.service import Service
 logger = logging.getLogger(__name__)
 
 
-def create_app(service: Service) -> FastAPI:
-    """The application for `service`. The calls to providers are plain ASGI routes: nothing stands in their way."""
+class Application(FastAPI):
+    """Calls to providers whose path is fixed go straight to their endpoints, past FastAPI's layers and its routing.
+
+    An endpoint is an ASGI application that answers every error by itself; the layers would only cost it time, for each
+    call and again for each chunk of a stream.
+    """
+
+    endpoints: Mapping[str, ASGIApp] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST":
+            endpoint = self.endpoints.get(scope["path"])
+            if endpoint is not None:
+                await endpoint(scope, receive, send)
+                return
+        await super().__call__(scope, receive, send)
+
+
+def create_app(service: Service) -> Application:
+    """The application for `service`."""
     # A redirect of `/v1/messages/` would name whatever host the request names, and clients follow it with their key.
-    app = FastAPI(title="Orqen-Ray", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    app.router.routes.extend([*chat_routes(service), *model_routes(service), metrics_route(service)])
+    app = Application(title="Orqen-Ray", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    calls = chat_routes(service)
+    app.router.routes.extend([*calls, *model_routes(service), metrics_route(service)])
+    app.endpoints = {route.path: route.app for route in calls if not route.param_convertors}
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:

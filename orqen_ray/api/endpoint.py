@@ -130,28 +130,26 @@ class Endpoint:
 
 async def _until_disconnect(receive: Receive, work: Awaitable[None], client: _Client) -> None:
     """Run `work`, cancelling it as soon as the client goes away, also while nothing has been sent yet."""
-    task = asyncio.ensure_future(work)
-    watcher = asyncio.ensure_future(_disconnect(receive))
+    worker = asyncio.current_task()
+    assert worker is not None
+    left = False
+
+    async def watch() -> None:
+        nonlocal left
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        if not client.finished:
+            left = True
+            worker.cancel()
+
+    watcher = asyncio.ensure_future(watch())
     try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done() and not client.finished:
-            task.cancel()
-        try:
-            await task
-        except asyncio.CancelledError:
-            if not watcher.done():
-                raise
-    except asyncio.CancelledError:  # the server cancels us; it must reach the upstream call
-        task.cancel()
-        await asyncio.wait({task})
-        raise
+        await work
+    except asyncio.CancelledError:
+        if not left or worker.uncancel():  # the server cancels us, as it may besides
+            raise
     finally:
         watcher.cancel()
-
-
-async def _disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 class _Client:

@@ -45,11 +45,17 @@ class Body:
         return self
 
     async def __anext__(self) -> bytes:
-        idle_at_s = asyncio.get_running_loop().time() + self._limits.idle_s
+        now_s = asyncio.get_running_loop().time()
+        idle_at_s, deadline_s = now_s + self._limits.idle_s, self._limits.deadline_s
+        content = self._response.content
         try:
-            with translated(self._provider, in_time=idle_at_s <= self._limits.deadline_s):
-                async with asyncio.timeout_at(min(self._limits.deadline_s, idle_at_s)):
-                    chunk = await self._response.content.readany()
+            with translated(self._provider, in_time=idle_at_s <= deadline_s):
+                if now_s >= deadline_s:
+                    raise TimeoutError
+                chunk = content.read_nowait()  # what is here already needs no timer
+                if not chunk and not content.at_eof():
+                    async with asyncio.timeout_at(min(deadline_s, idle_at_s)):
+                        chunk = await content.readany()
         except BaseException as error:
             self._end(broke_off=isinstance(error, UpstreamError) and not isinstance(error, DeadlinePassed))
             raise

@@ -121,6 +121,7 @@ class Catalog:
         self._known = {p.name: frozenset(model.id for model in p.models) for p in providers.values()}
         self._family_rows = [(_any_of(_dashes(g) for g in row["match"]), row["capabilities"]) for row in family_rows]
         self.capabilities = lru_cache(maxsize=4096)(self._capabilities)
+        self._owners = lru_cache(maxsize=4096)(self._find_owners)
 
     def _capabilities(self, provider_name: str, model_id: str) -> Capabilities:
         """What `model_id` can do at that provider: its family's row under the provider's."""
@@ -142,9 +143,9 @@ class Catalog:
         _check_model_string(model)
         head, slash, rest = model.partition("/")
         if slash and rest and head in self.providers:
-            owners = [self.providers[head]]
+            owners: tuple[Provider, ...] = (self.providers[head],)
         else:
-            rest, owners = model, list(self._owners(model))
+            rest, owners = model, self._owners(model)
         for provider in owners:
             if provider.name in connected:
                 return Resolved(provider=provider, model_id=rest)
@@ -156,9 +157,9 @@ class Catalog:
         """The listed models of the connected providers, in catalog order."""
         return [(p, model) for p in self.providers.values() if p.name in connected for model in p.models]
 
-    def _owners(self, model: str) -> Iterator[Provider]:
-        yield from (p for p in self.providers.values() if model in self._known[p.name] and not p.embedded)
-        yield from (p for p in self.providers.values() if self._patterns[p.name].match(model))
+    def _find_owners(self, model: str) -> tuple[Provider, ...]:
+        listed = [p for p in self.providers.values() if model in self._known[p.name] and not p.embedded]
+        return (*listed, *(p for p in self.providers.values() if self._patterns[p.name].match(model)))
 
     def _raise_unknown(self, model: str, connected: Collection[str]) -> NoReturn:
         names = [f"{p.name}/{m.id}" if p.embedded else m.id for p, m in self.models(self.providers)]
@@ -191,6 +192,7 @@ def load_catalog(operator_rows: Mapping[str, Mapping[str, Any]] | None = None) -
     return Catalog(providers, document["family"])
 
 
+@lru_cache(maxsize=256)
 def check_base_url(url: str) -> str:
     """`url` without a trailing slash.
 

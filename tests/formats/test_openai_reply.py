@@ -10,6 +10,7 @@ from openai.types.chat import ChatCompletion
 
 from orqen_ray.conversation import Block, Facts, Refusal, Reply, StopReason, Text, Thinking, ToolCall, Usage
 from orqen_ray.errors import UpstreamError, UpstreamRejected
+from orqen_ray.formats.events import facts_of
 from orqen_ray.formats.openai_chat.format import OPENAI_CHAT
 from tests.formats.conversations import IDS, NAMES, WORDS
 
@@ -191,3 +192,25 @@ def test_a_scan_reads_the_facts_of_a_reply() -> None:
         tool_names=("f",),
         output_chars=5,
     )
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "content": st.none() | st.text() | st.just([{"type": "text", "text": "hi"}]),
+            "refusal": st.none() | st.just("") | WORDS,
+            "reasoning_content": st.none() | st.just("") | WORDS,
+            "reasoning": st.none() | st.just([]) | WORDS,
+            "tool_calls": st.none() | st.just([]),
+        },
+    ),
+    st.sampled_from([None, "stop", "length", "content_filter", "newer"]),
+    st.sampled_from([{}, {"usage": None}, {"usage": {"prompt_tokens": 3}}, {"model": ""}, {"model": None}]),
+)
+def test_a_scan_of_plain_text_finds_what_reading_finds(
+    message: dict[str, Any], finish: str | None, fields: dict[str, Any]
+) -> None:
+    body = answer(message, finish=finish, **fields)
+    scanned = OPENAI_CHAT.scan_reply(msgspec.json.encode(body))
+    assert scanned == facts_of(OPENAI_CHAT.read_reply(body))

@@ -38,6 +38,13 @@ def test_what_is_written_reads_back_to_the_same_conversation(conversation: Conve
     assert read(write(conversation)) == conversation
 
 
+@pytest.mark.parametrize("role", ["user", "assistant", "system", "developer"])
+@pytest.mark.parametrize("text", ["hi", ""])
+def test_a_message_of_text_alone_reads_as_one_with_empty_fields_beside_it(role: str, text: str) -> None:
+    plain = {"role": role, "content": text}
+    assert read(body_of(messages=[plain])) == read(body_of(messages=[{**plain, "audio": None}]))
+
+
 @st.composite
 def spellings(draw: st.DrawFn) -> dict[str, Any]:
     """Requests in the many ways that clients write the same thing."""

@@ -144,8 +144,52 @@ def _spoken(blocks: tuple[Block, ...], dropped: dict[str, None]) -> list[Block]:
     return [Text(text=text), *said] if text else said
 
 
+class _Said(msgspec.Struct):
+    content: str | None = None
+    refusal: str | None = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    tool_calls: Any = None
+
+
+class _Choice(msgspec.Struct):
+    message: _Said
+    finish_reason: str | None = None
+    stop_reason: Any = None
+
+
+class _Completion(msgspec.Struct):
+    choices: list[_Choice]
+    model: str | None = None
+    usage: Any = None
+    error: Any = None
+
+
+_COMPLETION = msgspec.json.Decoder(_Completion)
+
+
 def scan_reply(body: bytes) -> Facts:
     """What can be read of an answer that is forwarded untouched; nothing, if it is not a chat completion."""
+    try:
+        completion = _COMPLETION.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _scan_any_reply(body)
+    if completion.error or not completion.choices or completion.choices[0].message.tool_calls:
+        return _scan_any_reply(body)
+    # Text alone, which nearly every answer is, needs no neutral reply to be counted.
+    choice = completion.choices[0]
+    said = choice.message
+    thinking = next((text for text in (said.reasoning_content, said.reasoning) if isinstance(text, str) and text), "")
+    kinds = (Refusal,) if said.refusal else ()
+    return Facts(
+        served_model=completion.model or None,
+        usage=read_usage(completion.usage),
+        stop_reason=read_stop_reason(choice.finish_reason, kinds, choice.stop_reason),
+        output_chars=len(thinking) + len(said.content or "") + len(said.refusal or ""),
+    )
+
+
+def _scan_any_reply(body: bytes) -> Facts:
     try:
         value = msgspec.json.decode(body)
         return facts_of(read_reply(value)) if isinstance(value, dict) else Facts()

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
 import msgspec
 
 from orqen_ray.conversation import Facts, Refusal, ToolCall, Usage
 from orqen_ray.formats.openai_chat.errors import read_error_object
-from orqen_ray.formats.openai_chat.stream_in import DONE, Chunk, decode_chunk
+from orqen_ray.formats.openai_chat.stream_in import DONE, Chunk, Delta, decode_chunk
 from orqen_ray.formats.openai_chat.usage import read_stop_reason
 from orqen_ray.formats.sse import Frames, parse_frame
-
-# Only frames that match are decoded. Inside a JSON string the quotes are escaped, so no text can look like these.
-_FACT = re.compile(
-    rb'"usage"\s*:\s*\{|"(?:finish_reason|name|refusal)"\s*:\s*"|"error"\s*:\s*[^n\s]|^event:\s*error', re.M
-)
-_OUTPUT = re.compile(
-    rb'"(?:content|reasoning_content|reasoning|refusal|arguments|input)"\s*:\s*("[^"\\]*(?:\\.[^"\\]*)*")'
-)
 
 
 class ChatScanner:
@@ -39,7 +29,7 @@ class ChatScanner:
         self._calls: dict[tuple[int | None, str | None], str] = {}
         self._output_chars = 0
         self._failure: str | None = None
-        self._seen = self._done = False
+        self._done = False
         self.broken: str | None = None
 
     @property
@@ -66,11 +56,6 @@ class ChatScanner:
         return kept
 
     def _keeps(self, frame: bytes) -> bool:
-        for quoted in _OUTPUT.findall(frame):
-            self._output_chars += _length(quoted)
-        if self._seen and not _FACT.search(frame):
-            self._done = self._done or DONE in frame
-            return True
         event_name, data = parse_frame(frame)
         try:
             chunk = decode_chunk(data)
@@ -87,26 +72,25 @@ class ChatScanner:
         return True
 
     def _read(self, chunk: Chunk) -> None:
-        self._seen = True
         self._model = self._model or chunk.model
-        self._usage = chunk.any_usage or self._usage
+        if chunk.usage or chunk.x_groq:
+            self._usage = chunk.any_usage or self._usage
         for choice in chunk.choices or ():
-            delta = choice.delta
             if not choice.index and choice.finish_reason:
                 self._finish_reason = choice.finish_reason
                 self._matched = choice.stop_reason if isinstance(choice.stop_reason, str) else None
-            self._refused = self._refused or bool(delta and delta.refusal)
-            for call in (delta and delta.tool_calls) or ():
-                said = call.function or call.custom
-                if said and said.name:
-                    self._calls[call.index, call.id] = said.name
+            if choice.delta:
+                self._read_delta(choice.delta)
 
-
-def _length(quoted: bytes) -> int:
-    """Characters in a JSON string."""
-    if b"\\" not in quoted and quoted.isascii():
-        return len(quoted) - 2
-    try:
-        return len(msgspec.json.decode(quoted, type=str))
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return len(quoted) - 2
+    def _read_delta(self, delta: Delta) -> None:
+        self._refused = self._refused or bool(delta.refusal)
+        for text in (delta.content, delta.refusal, delta.reasoning_content, delta.reasoning):
+            if isinstance(text, str):
+                self._output_chars += len(text)
+        for call in delta.tool_calls or ():
+            said = call.function or call.custom
+            if said and said.name:
+                self._calls[call.index, call.id] = said.name
+            for text in (said.arguments, said.input) if said else ():
+                if isinstance(text, str):
+                    self._output_chars += len(text)

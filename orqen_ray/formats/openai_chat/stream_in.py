@@ -45,7 +45,7 @@ class _CallDelta(msgspec.Struct):
     custom: _Function | None = None
 
 
-class _Delta(msgspec.Struct):
+class Delta(msgspec.Struct):
     content: str | list[Any] | None = None
     refusal: str | None = None
     reasoning_content: Any = None
@@ -55,7 +55,7 @@ class _Delta(msgspec.Struct):
 
 class _Choice(msgspec.Struct):
     index: int | None = None
-    delta: _Delta | None = None
+    delta: Delta | None = None
     finish_reason: str | None = None
     stop_reason: Any = None
 
@@ -241,7 +241,7 @@ class ChatStreamReader:
             self._matched = choice.stop_reason if isinstance(choice.stop_reason, str) else None
         return self._lanes.flush(everything=bool(choice.finish_reason))
 
-    def _read_delta(self, delta: _Delta) -> None:
+    def _read_delta(self, delta: Delta) -> None:
         reasoning = delta.reasoning_content or delta.reasoning
         if isinstance(reasoning, str):
             self._add("thinking", reasoning)
