@@ -5,7 +5,7 @@ BIN := .venv/bin
 SOURCES := orqen_ray deployments tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test check bench
+.PHONY: help install demo serve test check clients bench
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -18,7 +18,7 @@ demo: install ## start the gateway with its embedded provider, drive it with thr
 serve: install ## serve on ORQEN_HOST:ORQEN_PORT (127.0.0.1:8000) until Ctrl-C; ORQEN_CONFIG names the settings
 	@exec $(BIN)/python -m deployments.serve
 
-test: install tests/node/node_modules/.stamp ## all tests, on this machine only
+test: install clients ## all tests, on this machine only
 	$(BIN)/python -m pytest
 
 check: install ## lint, format, types, architecture
@@ -26,6 +26,8 @@ check: install ## lint, format, types, architecture
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_architecture.py
+
+clients: tests/node/node_modules/.stamp tests/clients/.venv/.stamp ## third-party clients that the tests drive
 
 bench: install ## HTTP clients side by side: which one the forwarder uses, and why
 	$(BIN)/python -m benchmarks.http_stack
@@ -36,8 +38,15 @@ bench: install ## HTTP clients side by side: which one the forwarder uses, and w
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# Third-party programs of the conformance tests; without node, those tests skip and say so.
+# Third-party clients of the conformance tests, apart from the project's own environment. Where they cannot be installed
+# (no node, no network), their tests skip and say so; with CI=true it is an error.
 tests/node/node_modules/.stamp: tests/node/package.json tests/node/package-lock.json
-	@if command -v npm >/dev/null; then cd tests/node && npm ci --no-audit --no-fund --loglevel=error; \
-	else echo "npm is not here: tests that need it will skip"; mkdir -p tests/node/node_modules; fi
-	@touch $@
+	@if ! command -v npm >/dev/null; then echo "npm is not here: tests that need it will skip"; [ "$$CI" != true ]; \
+	elif (cd tests/node && npm ci --no-audit --no-fund --loglevel=error); then touch $@; \
+	else echo "npm ci failed: tests that need it will skip"; [ "$$CI" != true ]; fi
+
+tests/clients/.venv/.stamp: tests/clients/requirements.txt | .venv/.stamp
+	@rm -rf tests/clients/.venv
+	@if $(PYTHON) -m venv --without-pip tests/clients/.venv && $(BIN)/pip --python tests/clients/.venv/bin/python install \
+		--quiet --disable-pip-version-check --no-compile -r tests/clients/requirements.txt; then touch $@; \
+	else echo "clients are not installed: their tests will skip"; rm -rf tests/clients/.venv; [ "$$CI" != true ]; fi

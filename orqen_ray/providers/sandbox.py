@@ -63,11 +63,13 @@ def answer(call: Call) -> UpstreamReply:
 
 def _write_message(request: JsonObject) -> tuple[JsonObject, str]:
     messages: list[JsonObject] = request["messages"]
-    last = messages[-1]
+    # Coding agents put a system message behind the user's; it is no turn of its own.
+    turns = [message for message in messages if message["role"] not in ("system", "developer")] or messages
+    last = turns[-1]
     said = next((_text_of(m) for m in reversed(messages) if m.get("role") == "user"), "")
     if last["role"] == "tool":
         results = []
-        for message in reversed(messages):
+        for message in reversed(turns):
             if message["role"] != "tool":
                 break
             results.append(_text_of(message))

@@ -18,8 +18,18 @@ PROGRAM = Path(__file__).parents[1] / "node" / "node_modules" / ".bin" / "llmock
 CITY = {"city": "Zürich 🏔", "days": 3}
 _CALL = {"name": "get_weather", "arguments": json.dumps(CITY, ensure_ascii=False)}
 _USAGE = {"usage": {"prompt_tokens": 11, "completion_tokens": 7, "input_tokens": 11, "output_tokens": 7}}
+# What docs/sdks.md has Codex ask of its own model: read a file by a shell command, then say what is in it.
+_CAT = {"name": "exec_command", "arguments": json.dumps({"cmd": "cat WEATHER"})}
+_CODEX = [
+    {"match": {"model": "gpt-5.5", "hasToolResult": False}, "response": {"toolCalls": [_CAT], **_USAGE}},
+    {
+        "match": {"model": "gpt-5.5", "toolResultContains": "sunny in London"},
+        "response": {"content": "It is sunny in London.", **_USAGE},
+    },
+]
 FIXTURES = {
     "fixtures": [
+        *_CODEX,
         {"match": {"model": "tools"}, "response": {"toolCalls": [_CALL], **_USAGE}},
         {"match": {"model": "plain"}, "response": {"content": TEXT, **_USAGE}},
     ]
@@ -64,8 +74,10 @@ def aimock(folder: Path) -> Iterator[str | None]:
 def aimock_rows(url: str) -> dict[str, dict[str, Any]]:
     """The `providers:` that lead to it."""
     row = {"api_key_env": "LAB_API_KEY", "allow_private_network": True}
+    openai = {**row, "dialect": "openai", "base_url": f"{url}/v1"}
     return {
-        "mock-openai": {**row, "dialect": "openai", "base_url": f"{url}/v1"},
+        "openai": openai,  # so that the page's model needs no other name
+        "mock-openai": openai,
         "mock-anthropic": {**row, "dialect": "anthropic", "base_url": url},
         "mock-bedrock": {"dialect": "bedrock", "base_url": url, "region": REGION, "allow_private_network": True},
     }

@@ -161,5 +161,5 @@ class for 529: it raises `ServiceUnavailableException`.
 
 Beside the matrix: Converse with the key as a bearer token (by hand: boto3 sends one over HTTPS only), token counts,
 Responses, Embeddings and Invoke passed through, bad input, a hundred streams cut by their clients, and Claude Code
-reading a file by a tool call, with a provider of each dialect.
+reading a file by a tool call, with a provider of each dialect. [The snippets for other clients](sdks.md) are run, too.
 """

@@ -54,6 +54,15 @@ def _user(text: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}]}
 
 
+async def test_a_system_message_behind_the_last_turn_is_no_turn() -> None:
+    asked = [{"role": "user", "content": "Weather in Paris"}, {"role": "system", "content": "You have tools."}]
+    call = (await _ask(messages=asked, tools=[CLOCK])).message.tool_calls[0]
+    assert call.function.name == "clock"
+    made = {"role": "assistant", "tool_calls": [call.model_dump()]}
+    told = [made, {"role": "tool", "tool_call_id": call.id, "content": "noon"}, asked[1]]
+    assert (await _ask(messages=[*asked, *told], tools=[CLOCK])).message.content == f"{LABEL}The tool returned: noon"
+
+
 async def test_it_says_what_was_said_and_that_it_is_no_model() -> None:
     choice = await _ask()
     assert (choice.message.content, choice.finish_reason) == (f"{LABEL}You said: Hello there", "stop")
