@@ -160,7 +160,7 @@ async def test_a_busy_provider_is_asked_again_after_waits_that_grow_and_vary() -
         ({"x_should_retry": "false"}, 1, None),
     ],
 )
-async def test_the_providers_own_wish_is_obeyed(headers: dict[str, str], calls: int, wait_s: float | None) -> None:
+async def test_the_providers_own_wish_is_obeyed(headers: dict[str, Any], calls: int, wait_s: float | None) -> None:
     run = Run(Scripted([answers(429, **headers), answers()]))
     await run.ask()
     assert len(run.upstream.calls) == calls

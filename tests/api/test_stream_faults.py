@@ -22,8 +22,8 @@ OPENAI = b'data: {"id":"c","model":"m","choices":[{"index":0,"delta":{"content":
 ANTHROPIC = (
     b'event: message_start\ndata: {"type":"message_start","message":{"id":"msg_1","model":"m","usage":{'
     b'"input_tokens":9,"output_tokens":1}}}\n\nevent: content_block_start\ndata: {"type":"content_block_start",'
-    b'"index":0,"content_block":{"type":"text","text":""}}\n\nevent: content_block_delta\ndata: {"type":"content_block_delta",'
-    b'"index":0,"delta":{"type":"text_delta","text":"hello"}}\n\n'
+    b'"index":0,"content_block":{"type":"text","text":""}}\n\nevent: content_block_delta\ndata: '
+    b'{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"hello"}}\n\n'
 )
 
 
