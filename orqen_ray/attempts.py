@@ -343,15 +343,17 @@ async def _first_failure(reply: UpstreamReply, format_: Format) -> StreamFailure
     https://platform.claude.com/docs/en/build-with-claude/streaming, "Error events".
 
     Raises:
-        UpstreamError: the stream ended or broke off before it began.
+        UpstreamError: the stream ended or broke off before it began, or is none.
     """
     reader, scanner = format_.stream_reader(), format_.stream_scanner(False)
     chunks, taken = reply.chunks, bytearray()
     async for chunk in chunks:
         taken += chunk
-        events = reader.feed(chunk)
+        events, whole = reader.feed(chunk), scanner.feed(chunk)
+        if scanner.broken is not None and not whole:
+            raise UpstreamError(scanner.broken)
         # A comment or an event without meaning is a frame too: what keeps a caller's connection alive is not held.
-        if events or scanner.feed(chunk) or len(taken) > _PEEK_BYTES:
+        if events or whole or len(taken) > _PEEK_BYTES:
             break
     else:
         events = reader.end()

@@ -90,14 +90,9 @@ async def test_another_model_answers_when_one_cannot(tmp_path: Path, failure: Fa
         assert upstream.asked == ["lab-openai", "lab-anthropic"]
         assert (answer.headers["x-orqen-provider"], answer.headers["x-orqen-model"]) == ("lab-anthropic", "n")
         assert metric(lab, "orqen_fallbacks_total", provider="lab-anthropic") == 1
-        (attempts,) = lab.attempts
         (row,) = await lab.rows()
-    assert [(a.provider, a.model, a.error_code is None) for a in attempts] == [
-        ("lab-openai", "m", False),
-        ("lab-anthropic", "n", True),
-    ]
     assert (row["requested_model"], row["sent_model"], row["provider"]) == ("lab-openai/m", "n", "lab-anthropic")
-    assert (row["status"], row["error_code"]) == (200, None)
+    assert (row["status"], row["error_code"], row["attempts"]) == (200, None, 2)
 
 
 @pytest.mark.parametrize("failure", [400, 401, 403, 404, 413, 422, lambda: UpstreamRefused("address not allowed")])

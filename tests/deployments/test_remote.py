@@ -5,12 +5,21 @@ from __future__ import annotations
 import asyncio
 import pickle
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from deployments.remote import Head, RemoteForwarder
-from orqen_ray.errors import UpstreamRejected, UpstreamTimeout, UpstreamUnavailable
+from orqen_ray.errors import (
+    CircuitOpen,
+    DeadlinePassed,
+    GatewayError,
+    Overloaded,
+    UpstreamRejected,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 from orqen_ray.types import Call
 
 CALL = Call(provider="lab", path="/chat/completions", body=b"{}")
@@ -83,6 +92,29 @@ async def test_an_error_before_the_head_is_raised_as_what_it_was() -> None:
     with pytest.raises(UpstreamRejected) as raised:
         await _forwarder(Pool(error)).send(CALL)
     assert (raised.value.status, raised.value.kind, raised.value.retry_after_s) == (529, "overloaded_error", 2)
+
+
+async def test_which_key_was_used_and_whether_there_is_another_crosses_with_an_answer_and_with_an_error() -> None:
+    reply = await _forwarder(Pool(Head(429, {"retry-after": "2"}, "ONE", True))).send(CALL)
+    assert (reply.key, reply.other_keys, reply.headers["retry-after"]) == ("ONE", True, "2")
+    error = UpstreamUnavailable("gone", provider="lab")
+    error.key, error.other_keys = "ONE", True
+    with pytest.raises(UpstreamUnavailable) as raised:
+        await _forwarder(Pool(error)).send(CALL)
+    assert (raised.value.provider, raised.value.key, raised.value.other_keys) == ("lab", "ONE", True)
+
+
+@pytest.mark.parametrize("error", [CircuitOpen("open", retry_after_s=7), Overloaded("full", retry_after_s=7)])
+async def test_what_the_pool_refuses_to_call_says_when_to_come_again(error: GatewayError) -> None:
+    with pytest.raises(type(error)) as raised:
+        await _forwarder(Pool(error)).send(CALL)
+    assert getattr(raised.value, "retry_after_s", None) == 7
+
+
+async def test_the_pools_own_word_on_a_deadline_comes_first() -> None:
+    pool = Pool(DeadlinePassed("over"))
+    with pytest.raises(DeadlinePassed):
+        await _forwarder(pool).send(replace(CALL, deadline_s=0.0))
 
 
 async def test_an_error_in_the_middle_is_raised_after_the_bytes_before_it() -> None:
