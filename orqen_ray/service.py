@@ -37,6 +37,7 @@ class Service:
     database: Database
     keys: Keys
     gateway: Gateway
+    metrics: Metrics
     _key_cache: KeyCache
     _rate_limits: RateLimits
     _budgets: Budgets
@@ -113,6 +114,7 @@ async def open_service(settings: Settings, upstream: Upstream | None = None) -> 
         database=database,
         keys=keys,
         gateway=Gateway(catalog, upstream, traces, retry, budgets.spend),
+        metrics=metrics,
         _key_cache=KeyCache(keys, database.reads, _KEY_TTL_S, settings.storage.outage_grace_s),
         _rate_limits=RateLimits(settings.storage.redis_url, metrics),
         _budgets=budgets,

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from sqlalchemy import update
 
 from orqen_ray.errors import BadRequest, StoreUnavailable
-from orqen_ray.store.database import Database
 from orqen_ray.store.cipher import Cipher
+from orqen_ray.store.database import Database
 from orqen_ray.store.secrets import ProviderSecrets
 from orqen_ray.store.tables import PROVIDER_CREDENTIALS
 from orqen_ray.types import AwsCredentials, Credentials
