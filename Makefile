@@ -27,8 +27,9 @@ check: install ## lint, format, types, architecture
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_architecture.py
 
-bench: install ## HTTP clients side by side: which one the forwarder uses, and why
+bench: install ## HTTP clients side by side, and what a million rows cost the trace log
 	$(BIN)/python -m benchmarks.http_stack
+	$(BIN)/python -m benchmarks.traces
 
 .venv/.stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
