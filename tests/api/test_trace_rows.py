@@ -108,8 +108,8 @@ async def test_a_row_tells_of_its_attempts_and_its_stages(service: Service, upst
 
 
 async def test_what_others_wrote_takes_little_room_in_a_row(service: Service, upstream: ScriptedUpstream) -> None:
-    claims = {"prompt_tokens": 10**15, "completion_tokens": 10**15}
-    upstream.script = json_reply(json.dumps({"model": "m", "choices": [], "usage": claims}).encode())
+    claims = {"prompt_tokens": 10**10, "completion_tokens": 10**10}
+    upstream.script = json_reply(json.dumps({**json.loads(REPLY), "usage": claims}).encode())
     await ask(service, CHAT, request("lab-openai/m", stream=False))
     await ask(service, CHAT, request("lab-openai/" + "x" * 10_000, stream=False))
     claimed, refused = rows(service)
