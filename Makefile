@@ -29,8 +29,9 @@ check: install ## lint, format, types, architecture
 
 clients: tests/node/node_modules/.stamp tests/clients/.venv/.stamp ## third-party clients that the tests drive
 
-bench: install ## HTTP clients side by side: which one the forwarder uses, and why
+bench: install ## HTTP clients side by side, and what a million rows cost the trace log
 	$(BIN)/python -m benchmarks.http_stack
+	$(BIN)/python -m benchmarks.traces
 
 .venv/.stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'

@@ -84,6 +84,9 @@ class Shipper:
             return 0.0
         except OSError as error:
             return self._failed(error)
+        finally:
+            for pool in (pa.default_memory_pool(), pa.system_memory_pool()):
+                pool.release_unused()  # what a burst needed is not held while there is nothing to do
         if self._failing is not None:
             _log.warning("traces: the log can be written to again")
         self._failing, self._backoff_s = None, IDLE_S
@@ -134,7 +137,8 @@ class Shipper:
 
     def _compact(self, archive: Archive, day: str) -> None:
         spooled = {f"{path.stem}{SUFFIX}" for path in segments_in(self._spool)}
-        whole = datetime.now(UTC) > _end_of(day) + _LATE_ROWS
+        date_ = _date_of(day)
+        whole = date_ is not None and date_ < (datetime.now(UTC) - _LATE_ROWS).date()
         try:
             compact_day(archive, self._spool_id, day, spooled=spooled, whole=whole, stopped=self._stopping.is_set)
         except pa.ArrowException as error:  # a damaged file: it is left as it is, and so is its day
@@ -144,9 +148,10 @@ class Shipper:
     def _drop_old_days(self, archive: Archive) -> None:
         if self._retention_days is None:
             return
-        oldest = day_name(_today() - timedelta(days=self._retention_days))
+        oldest = _today() - timedelta(days=self._retention_days)
         for day in archive.days():
-            if day < oldest:
+            date_ = _date_of(day)
+            if date_ is not None and date_ < oldest:
                 archive.delete_day(day)
 
     def _open_archive(self) -> Archive:
@@ -159,13 +164,12 @@ def _today() -> date:
     return datetime.now(UTC).date()
 
 
-def _end_of(day: str) -> datetime:
-    """Far away for a folder whose name is no day."""
+def _date_of(day: str) -> date | None:
+    """None for a folder whose name is no day."""
     try:
-        start = datetime.fromisoformat(day.removeprefix(DAY_PREFIX)).replace(tzinfo=UTC)
+        return date.fromisoformat(day.removeprefix(DAY_PREFIX))
     except ValueError:
-        return datetime.max.replace(tzinfo=UTC) - _LATE_ROWS
-    return start + timedelta(days=1)
+        return None
 
 
 def _stop_at_end_of_input(stopping: threading.Event) -> None:
@@ -185,7 +189,6 @@ def main() -> int:
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     os.nice(_NICENESS)  # requests come first
-    pa.set_memory_pool(pa.system_memory_pool())  # gives memory back; the others keep it for speed
     pa.set_cpu_count(1)
     stopping = threading.Event()
     threading.Thread(target=_stop_at_end_of_input, args=(stopping,), daemon=True).start()

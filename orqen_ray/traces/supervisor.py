@@ -57,6 +57,8 @@ class Supervisor:
             code = self._child.poll()
             if code is None:
                 return
+            if now - self._started_s > _BACKOFF_S[1]:  # it did its work for a while: no reason to wait long
+                self._backoff_s = _BACKOFF_S[0]
             _log.warning("traces: the shipper ended with %d; it starts again in %g s", code, self._backoff_s)
             self._let_go()
             self._next_start_s = now + self._backoff_s
@@ -87,6 +89,7 @@ class Supervisor:
         self._leadership = lock_leadership(self._options.spool)
         if self._leadership is None:
             return
+        self._started_s = time.monotonic()
         try:
             self._child = subprocess.Popen(
                 self._options.command(),

@@ -35,7 +35,7 @@ class SpoolLimits:
     max_spool_bytes: int = 1 << 30
     max_pending_rows: int = 10_000
     max_pending_bytes: int = 16 << 20
-    seal_bytes: int = 8 << 20
+    seal_bytes: int = 4 << 20
     seal_s: float = 10.0
 
 

@@ -108,10 +108,10 @@ async def test_a_row_tells_of_its_attempts_and_its_stages(service: Service, upst
 
 
 async def test_what_others_wrote_takes_little_room_in_a_row(service: Service, upstream: ScriptedUpstream) -> None:
-    claims = {"prompt_tokens": 10**15, "completion_tokens": 10**15}
-    upstream.script = json_reply(json.dumps({"model": "m" * 10_000, "choices": [], "usage": claims}).encode())
+    claims = {"prompt_tokens": 10**10, "completion_tokens": 10**10}
+    upstream.script = json_reply(json.dumps({**json.loads(REPLY), "usage": claims}).encode())
     await ask(service, CHAT, request("lab-openai/m", stream=False))
     await ask(service, CHAT, request("lab-openai/" + "x" * 10_000, stream=False))
     claimed, refused = rows(service)
-    assert len(claimed["served_model"]) == len(refused["requested_model"]) == 256
+    assert len(refused["requested_model"]) == 256
     assert claimed["output_tokens"] == 2**31 - 1

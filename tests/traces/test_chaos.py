@@ -116,7 +116,7 @@ def test_the_shipper_is_killed_again_and_again(tmp_path: Path) -> None:
     dice = random.Random(7)
     known: set[int] = set()
     with gateway(uri, spool) as process:
-        for _ in range(4):
+        for _ in range(3):
             known |= write_until(process, lambda: bool(shippers(process)))
             (shipper,) = shippers(process)
             known |= write_until(process, passed(dice.uniform(0.3, 1.5)))  # it starts, ships, merges
@@ -132,7 +132,7 @@ def test_both_are_killed_and_so_are_those_who_come_after_them(tmp_path: Path) ->
     uri, spool = str(tmp_path), tmp_path / ".spool"
     dice = random.Random(8)
     known: set[int] = set()
-    for life in range(3):
+    for life in range(2):
         with gateway(uri, spool, first=life * ENDLESS) as process:
             known |= write_until(process, passed(dice.uniform(1.5, 3.0)))
             children = shippers(process)

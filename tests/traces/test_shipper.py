@@ -204,11 +204,12 @@ def test_days_that_are_too_old_are_dropped_whole(tmp_path: Path) -> None:
     for number, age in enumerate((0, 6, 7, 8, 400)):
         spool_segment(tmp_path / ".spool", [row(number, today - timedelta(days=age))])
     (tmp_path / "notes").mkdir()
+    (tmp_path / "day=0 of mine").mkdir()
     ships = shipper(tmp_path, retention_days=7)
     ships.run_once()
     assert all_numbers(str(tmp_path)) == [0, 1, 2]
     assert day_name((today - timedelta(days=8)).date()) not in {path.name for path in tmp_path.iterdir()}
-    assert (tmp_path / "notes").exists()
+    assert (tmp_path / "notes").exists() and (tmp_path / "day=0 of mine").exists()
 
 
 def test_one_process_at_a_time_leads(tmp_path: Path) -> None:
