@@ -99,7 +99,9 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
     }
     if current is not None:
         fields["request_id"] = visible(current.request_id)
-    fields |= {visible(name): _plain(value) for name, value in vars(record).items() if name not in _OWN_FIELDS}
+    for name, value in vars(record).items():
+        if name not in _OWN_FIELDS and not name.startswith("_"):  # Ray marks every record with a time of its own
+            fields[visible(name)] = _plain(value)
     if record.exc_info and record.exc_info[1] is not None:
         fields["error"], fields["stack"] = _without_words(record.exc_info[1])
     return fields

@@ -44,7 +44,8 @@ def test_repeated_beta_headers_are_all_kept() -> None:
 @given(st.sampled_from(DIALECTS), st.dictionaries(st.text(), st.text()))
 def test_no_value_can_break_out_of_its_line(dialect: FormatName, headers: dict[str, str]) -> None:
     found = allowed_request_headers(dialect, {**headers, "accept": "a\r\nx-evil: 1", "content-type": "a/b"})
-    assert found == (("content-type", "a/b"),)
+    assert ("content-type", "a/b") in found and "accept" not in dict(found)
+    assert all(value.isprintable() for _, value in found)
 
 
 def test_a_caller_sees_rate_limits_and_ids_and_no_more() -> None:
