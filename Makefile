@@ -5,10 +5,10 @@ BIN := .venv/bin
 SOURCES := orqen_ray deployments tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test check clients bench
+.PHONY: help install demo serve test check clients bench bench-http bench-traces
 
 help: ## what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
 install: .venv/.stamp ## everything pinned, into .venv
 
@@ -29,8 +29,14 @@ check: install ## lint, format, types, architecture
 
 clients: tests/node/node_modules/.stamp tests/clients/.venv/.stamp ## third-party clients that the tests drive
 
-bench: install ## HTTP clients side by side, and what a million rows cost the trace log
+bench: install ## this gateway beside Portkey, LiteLLM and a bare proxy, as ratios; writes docs/benchmarks.md
+	@command -v wrk >/dev/null || { test "$$(id -u)" = 0 && apt-get install -y -qq wrk >/dev/null 2>&1; } || true
+	$(BIN)/python -m benchmarks.overhead
+
+bench-http: install ## HTTP clients side by side: which one the forwarder uses, and why
 	$(BIN)/python -m benchmarks.http_stack
+
+bench-traces: install ## what a million rows cost the trace log
 	$(BIN)/python -m benchmarks.traces
 
 .venv/.stamp: pyproject.toml constraints.txt

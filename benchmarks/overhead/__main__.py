@@ -84,11 +84,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=list(CONTESTANTS), help="these contestants; `direct` always")
     parser.add_argument("--cells", nargs="+", help="cells whose name holds one of these words")
     parser.add_argument("--rounds", type=int, help="default 3")
-    parser.add_argument("--seconds", type=int, help="of each measurement, default 3")
+    parser.add_argument("--seconds", type=int, help="of each measurement, default 2")
     options = parser.parse_args()
     options.full = not (options.quick or options.only or options.cells or options.rounds or options.seconds)
     options.rounds = options.rounds or (1 if options.quick else 3)
-    options.seconds = options.seconds or (1 if options.quick else 3)
+    options.seconds = options.seconds or (1 if options.quick else 2)
     options.growth = 0 if options.quick or options.cells else GROWTH_ANSWERS
     options.only = [name for name in CONTESTANTS if not options.only or name in options.only or name == "direct"]
     return options

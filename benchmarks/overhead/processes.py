@@ -20,7 +20,9 @@ ROOT = Path(__file__).parents[2]
 READY_WITHIN_S = 120.0
 STOP_WITHIN_S = 40.0
 CALM_WITHIN_S = 60.0
-CALM_FOR_S = 0.1
+CALM_FOR_S = 0.2
+CALM_CPU = 0.25
+"""Of a core. Above what Ray uses while nothing is asked of it."""
 
 
 class CannotStart(Exception):
@@ -80,7 +82,7 @@ class Running:
         while time.monotonic() < deadline:
             time.sleep(CALM_FOR_S)
             now_s = self.cpu_s()
-            if now_s - before_s < CALM_FOR_S / 2:
+            if now_s - before_s < CALM_FOR_S * CALM_CPU:
                 return
             before_s = now_s
 
