@@ -7,7 +7,7 @@ meets both leaves those out, and a shipper that was killed in between deletes th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
 
@@ -30,13 +30,12 @@ class Stopped(Exception):
     """The shipper is told to stop; what was half done is as if it had not begun."""
 
 
-def compact_day(
-    archive: Archive, spool_id: str, day: str, *, spooled: Collection[str], whole: bool, stopped: Callable[[], bool]
-) -> None:
+def compact_day(archive: Archive, spool_id: str, day: str, *, whole: bool, stopped: Callable[[], bool]) -> None:
     """Merge the files of `day` that came out of this spool, until there is nothing to gain.
 
+    Not while the segment of one of them is still in the spool: it would be shipped once more.
+
     Args:
-        spooled: names of files whose segment is still in the spool: they may be written once more, so they wait.
         whole: the day is over: merge all into as few as can be. Else only where many of about one size have gathered.
 
     Raises:
@@ -47,7 +46,7 @@ def compact_day(
         files = [file for file in archive.files(day) if file.name.startswith(f"{spool_id}-")]
         if _remove_replaced(archive, files):
             continue
-        group = _group([file for file in files if file.name not in spooled], whole=whole)
+        group = _group(files, whole=whole)
         if not group:
             return
         _merge(archive, spool_id, group, stopped)

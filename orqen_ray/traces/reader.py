@@ -45,10 +45,20 @@ def read_traces(
         OSError: the disk or S3 is away, or refuses.
         KeyError: no such column.
     """
+    directory = spool_directory(uri, spool)
+    return read_from(Archive(uri, directory / "drafts"), directory, since, until, columns)
+
+
+def read_from(
+    archive: Archive,
+    directory: Path,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    columns: Sequence[str] | None = None,
+) -> pa.Table:
+    """What `read_traces` gives, from an archive and the folder of the spool beside it."""
     names = list(TRACE_SCHEMA.names if columns is None else columns)
     wanted = pa.schema([TRACE_SCHEMA.field(name) for name in names])
-    directory = spool_directory(uri, spool)
-    archive = Archive(uri, directory / "drafts")
     for attempt in range(_ATTEMPTS):
         try:
             with ExitStack() as stack:

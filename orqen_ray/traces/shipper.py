@@ -77,7 +77,7 @@ class Shipper:
             Seconds to wait before the next time: longer and longer while disk or S3 is away.
         """
         try:
-            self._ship_all()
+            self._ship_all()  # first, and all: what was shipped has left the spool before anything is merged
             if not self._stopping.is_set():
                 self._keep_house(housekeeping)
         except Stopped:
@@ -136,11 +136,10 @@ class Shipper:
                 self._compact(self._open_archive(), day)
 
     def _compact(self, archive: Archive, day: str) -> None:
-        spooled = {f"{path.stem}{SUFFIX}" for path in segments_in(self._spool)}
         date_ = _date_of(day)
         whole = date_ is not None and date_ < (datetime.now(UTC) - _LATE_ROWS).date()
         try:
-            compact_day(archive, self._spool_id, day, spooled=spooled, whole=whole, stopped=self._stopping.is_set)
+            compact_day(archive, self._spool_id, day, whole=whole, stopped=self._stopping.is_set)
         except pa.ArrowException as error:  # a damaged file: it is left as it is, and so is its day
             _log.error("traces: %s cannot be merged: %s", day, str(error)[:200])
         self._new_files.pop(day, None)

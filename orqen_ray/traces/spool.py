@@ -68,14 +68,10 @@ class Segment:
         """Append in one system call: when it returns, the line outlives this process, though not a power cut.
 
         Raises:
-            OSError: nothing was written; the segment ends with its last whole line, or with a torn one.
+            OSError: the line was not written, or only in part: append nothing more to this segment.
         """
-        try:
-            if os.write(self._file, line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError:
-            os.ftruncate(self._file, self.size_bytes)
-            raise
+        if os.write(self._file, line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.size_bytes += len(line)
 
     def close(self) -> None:

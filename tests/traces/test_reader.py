@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orqen_ray.traces.archive import Archive
-from orqen_ray.traces.reader import read_traces
+from orqen_ray.traces.archive import Archive, File
+from orqen_ray.traces.reader import read_from, read_traces
 from orqen_ray.traces.schema import TRACE_SCHEMA
 from orqen_ray.traces.shipper import Shipper
 from tests.traces.rows import FULL, NOON, all_numbers, numbers, parquet_files, row, spool_segment, traces_of
@@ -89,6 +89,54 @@ def test_files_of_an_older_gateway_are_read_and_unfinished_ones_are_not(tmp_path
     (before,) = [each for each in rows if each != FULL]
     assert (before.served_model, before.cache_write_1h_tokens, before.attempt_log) == (None, 0, ())
     assert before.input_tokens == FULL.input_tokens
+
+
+class WorkedAt(Archive):
+    """A shipper does all its work in the moment in which a reader, which has listed the spool, lists the days."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder), folder / ".spool/drafts")
+        self._shipper = Shipper(folder / ".spool", partial(Archive, str(folder), folder / ".spool/drafts"))
+        self.listed = 0
+
+    def days(self) -> list[str]:
+        self.listed += 1
+        if self.listed == 1:
+            self._shipper.run_once(housekeeping=True)
+        return super().days()
+
+
+def test_what_is_shipped_and_merged_between_two_looks_is_read_once(tmp_path: Path) -> None:
+    long_ago = datetime(2020, 1, 1, tzinfo=UTC)  # a day that is over: its files are merged as soon as there are two
+    for number in range(3):
+        spool_segment(tmp_path / ".spool", [row(number, long_ago)])
+    archive = WorkedAt(tmp_path)
+    assert numbers(read_from(archive, tmp_path / ".spool")) == [0, 1, 2]
+    assert archive.listed == 2 and len(parquet_files(tmp_path)) == 1
+
+
+class MergedAt(Archive):
+    """The files of a day are merged in the moment in which a reader, which has listed them, opens the first."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder), folder / ".spool/drafts")
+        self._shipper = Shipper(folder / ".spool", partial(Archive, str(folder), folder / ".spool/drafts"))
+        self.opened = 0
+
+    def path(self, file: File) -> str:
+        self.opened += 1
+        if self.opened == 1:
+            self._shipper.run_once(housekeeping=True)
+        return super().path(file)
+
+
+def test_files_that_are_merged_away_before_they_are_read_are_looked_for_again(tmp_path: Path) -> None:
+    for number in range(3):
+        spool_segment(tmp_path / ".spool", [row(number, datetime(2020, 1, 1, tzinfo=UTC))])
+    ship(tmp_path)
+    assert len(parquet_files(tmp_path)) == 3
+    assert numbers(read_from(MergedAt(tmp_path), tmp_path / ".spool")) == [0, 1, 2]
+    assert len(parquet_files(tmp_path)) == 1
 
 
 def test_a_segment_that_is_in_a_file_of_one_of_its_days_is_read_for_the_other(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -60,6 +61,17 @@ async def test_a_row_costs_what_its_provider_or_its_operator_asks(tmp_path: Path
     await writer.aclose()
     # Sonnet 4.5, prompts of more than 200,000 tokens: https://platform.claude.com/docs/en/about-claude/pricing
     assert read_traces(str(tmp_path))["cost_usd"].to_pylist() == [pytest.approx(6 + 22.5), pytest.approx(0.75), None]
+
+
+async def test_a_row_costs_what_its_provider_asked_on_its_day(tmp_path: Path) -> None:
+    # o3 became cheaper on 10 June 2025, as the price list knows.
+    writer = await opened(tmp_path)
+    asked = {"provider": "openai", "sent_model": "o3", "input_tokens": 1000, "usage_source": "provider"}
+    for month in (5, 7):
+        writer.write(msgspec.structs.replace(EMPTY, started_at=datetime(2025, month, 1, tzinfo=UTC), **asked))
+    await writer.aclose()
+    before, after = read_traces(str(tmp_path))["cost_usd"].to_pylist()
+    assert (before, after) == (pytest.approx(0.010), pytest.approx(0.002))
 
 
 async def test_an_orderly_stop_ships_what_there_is_and_leaves_no_process(tmp_path: Path) -> None:
