@@ -74,9 +74,7 @@ def test_the_minute_is_exact_over_both_processes(two_processes: RunningGateway, 
     assert asyncio.run(statuses(two_processes.url, secret, 80)) == {200: 30, 429: 50}
 
 
-def test_the_days_budget_is_kept_by_each_process(
-    two_processes: RunningGateway, database_url: str
-) -> None:
+def test_the_days_budget_is_kept_by_each_process(two_processes: RunningGateway, database_url: str) -> None:
     _, secret = in_store(database_url, lambda keys: keys.create("budget", daily_token_budget=20 * TOKENS))
     passed = 0
     while (seen := asyncio.run(statuses(two_processes.url, secret, 4)))[200]:
