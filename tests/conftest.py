@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from tests.scripted import ScriptedUpstream, scripted_upstream
+from tests.servers import postgres, postgres_server, redis_server, redis_session  # noqa: F401  # fixtures
 
 ROOT = Path(__file__).parent.parent
 START_WITHIN_S = 100.0

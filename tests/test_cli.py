@@ -243,6 +243,64 @@ def test_the_sandbox_passes_without_a_key_or_a_network() -> None:
     assert json_of("providers", "test", "sandbox")["ok"] is True
 
 
+# --- Several keys, limits, rotation -----------------------------------------------------------------------------
+
+
+def test_a_key_is_made_with_limits_and_the_list_shows_them_and_todays_tokens() -> None:
+    limits = ("--rate-limit-rpm", "60", "--daily-token-budget", "1000", "--weekly-token-budget", "5000")
+    json_of("keys", "create", "alice", *limits)
+    (key,) = json_of("keys", "list")
+    assert (key["rate_limit_rpm"], key["daily_token_budget"], key["weekly_token_budget"]) == (60, 1000, 5000)
+    assert key["tokens_today"] == 0
+    assert "60 rpm, 1000 a day, 5000 a week" in orqen("keys", "list").stdout
+
+
+def test_several_keys_of_a_provider_are_listed_tested_and_disconnected_one_by_one(
+    home: Path, upstream: Upstream
+) -> None:
+    connect_row(home, upstream.url, families=["chat", "models"])
+    json_of("providers", "connect", "lab", "--label", "good", stdin=API_KEY)
+    json_of("providers", "connect", "lab", "--label", "bad", stdin="sk-another-key-0123456789")
+    assert [row["label"] for row in json_of("providers", "list") if row["provider"] == "lab"] == ["bad", "good"]
+    result = orqen("providers", "test", "lab")
+    assert result.exit_code == 1
+    assert "lab (key good) answers" in result.stdout and "lab (key bad)" in result.stderr
+    tested = orqen("providers", "test", "lab", "--json")
+    assert [(key["label"], key["ok"]) for key in json.loads(tested.stdout)["keys"]] == [("bad", False), ("good", True)]
+    assert "keeps those labelled good" in orqen("providers", "disconnect", "lab", "--label", "bad").stdout
+    assert orqen("providers", "disconnect", "lab", "--label", "bad").exit_code == 1
+    assert orqen("providers", "test", "lab").exit_code == 0
+    assert json_of("providers", "disconnect", "lab")["labels"] == []
+
+
+def test_a_label_that_cannot_be_one_is_refused() -> None:
+    result = orqen("providers", "connect", "openai", "--label", "two words", stdin=API_KEY)
+    assert result.exit_code == 1 and "label: expected a name" in result.stderr
+
+
+def test_the_key_file_is_rotated_without_being_shown(home: Path) -> None:
+    json_of("providers", "connect", "openai", stdin=API_KEY)
+    before = (home / "data" / "secret.key").read_text().strip()
+    assert json_of("secrets", "rotate") == {"credentials": 1, "resealed": 1, "new_key": True}
+    result = orqen("secrets", "rotate")
+    after = (home / "data" / "secret.key").read_text().strip()
+    assert result.exit_code == 0 and "1 of 1" in result.stdout and before != after
+    assert before not in result.output and after not in result.output
+    assert {row["provider"]: row["source"] for row in json_of("providers", "list")}["openai"] == "store"
+
+
+def test_keys_of_the_environment_are_rotated_by_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = "o" * 40, "n" * 40
+    monkeypatch.setenv("ORQEN_SECRET_KEY", old)
+    json_of("providers", "connect", "openai", stdin=API_KEY)
+    monkeypatch.setenv("ORQEN_SECRET_KEY", f"{new},{old}")
+    result = orqen("secrets", "rotate")
+    assert "1 of 1" in result.stdout and "can now be taken out" in result.stdout
+    monkeypatch.setenv("ORQEN_SECRET_KEY", new)
+    assert json_of("secrets", "rotate") == {"credentials": 1, "resealed": 0, "new_key": False}
+    assert new not in result.output
+
+
 # --- The command itself -----------------------------------------------------------------------------------------
 
 

@@ -29,7 +29,8 @@ _COMMAND_TIMEOUT_S = 5
 _CONNECT_TIMEOUT_S = 5
 _MIGRATION_TIMEOUT_S = 60
 _POOL = {"pool_size": 5, "max_overflow": 10, "pool_timeout": _CONNECT_TIMEOUT_S, "pool_recycle": 1800}
-_MIGRATION_LOCK = 0x0C0E11  # any number that no other program takes in the same PostgreSQL database
+MIGRATION_LOCK = 0x0C0E11
+"""PostgreSQL's advisory lock of who migrates: any number that no other program takes in the same database."""
 _WAL_RETRY_S = 0.02
 MIGRATIONS = Path(__file__).with_name("migrations")
 
@@ -146,7 +147,7 @@ def _upgrade(connection: Connection) -> None:
         # Takes the write lock before the version is read, so that a second process waits and then finds nothing to do.
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     else:
-        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     config.set_main_option("path_separator", "os")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orqen_ray.store.database import Database
-from tests.servers import Postgres, postgres, postgres_server, redis_server, redis_session  # noqa: F401  # fixtures
+from tests.servers import Postgres
 
 BACKENDS = ("sqlite", "postgresql")
 

@@ -310,7 +310,7 @@ class Outages(RuleBasedStateMachine):
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.clock = Clock()
-        self.keys = ScriptedKeys(*(secret_of(number) for number in range(3)), clock=self.clock)
+        self.keys = ScriptedKeys(*(secret_of(number) for number in range(2)), clock=self.clock)
         self.cache = cache_over(self.keys, self.clock)
         self.answering_since_s = self.clock.now_s
         self.revoked_s: dict[int, float] = {}
@@ -319,7 +319,7 @@ class Outages(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.loop.close()
 
-    @rule(seconds=st.sampled_from([0.1, 0.9, 1.0, 2.5, 4.0, 30.0, 1000.0]))
+    @rule(seconds=st.sampled_from([0.1, 0.9, 1.0, 2.5, 4.0, 5.0, 900.0]))
     def time_passes(self, seconds: float) -> None:
         self.clock.now_s += seconds
 
@@ -329,7 +329,7 @@ class Outages(RuleBasedStateMachine):
             self.answering_since_s = self.clock.now_s
         self.keys.away = away
 
-    @rule(number=st.integers(0, 2))
+    @rule(number=st.integers(0, 1))
     def a_key_is_revoked(self, number: int) -> None:
         if self.keys.away:
             return
@@ -337,7 +337,7 @@ class Outages(RuleBasedStateMachine):
         self.keys.records[secret_of(number)] = replace(record, revoked_at=self.clock.utc())
         self.revoked_s.setdefault(number, self.clock.now_s)
 
-    @rule(number=st.integers(0, 4))
+    @rule(number=st.integers(0, 2))
     def a_request_comes(self, number: int) -> None:
         now_s = self.clock.now_s
         outcome: object
@@ -345,12 +345,12 @@ class Outages(RuleBasedStateMachine):
             outcome = self.loop.run_until_complete(self.cache.authenticate(secret_of(number)))
         except (Unauthenticated, StoreUnavailable) as error:
             outcome = error
-        good = number < 3 and number not in self.revoked_s
+        good = number < 2 and number not in self.revoked_s
         if good:
             assert not isinstance(outcome, Unauthenticated), "a good key is never refused"
             if now_s < self.seen_s.get(number, -math.inf) + 3600:
                 assert isinstance(outcome, KeyRecord), "a key that was seen needs no store"
-        elif number >= 3:
+        elif number >= 2:
             assert not isinstance(outcome, KeyRecord)
         elif not self.keys.away and now_s >= max(self.revoked_s[number], self.answering_since_s) + 5:
             assert isinstance(outcome, Unauthenticated), "revoked for 5 s while the store answers"
@@ -359,4 +359,4 @@ class Outages(RuleBasedStateMachine):
 
 
 TestOutages = Outages.TestCase
-TestOutages.settings = hypothesis.settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestOutages.settings = hypothesis.settings(max_examples=150, stateful_step_count=40, deadline=None)

@@ -173,6 +173,16 @@ async def test_tokens_of_an_outage_are_kept_counted_and_written_when_it_ends(
     assert not await passes(budgets, KEY)
 
 
+async def test_what_was_written_counts_although_it_cannot_be_read_back(counts: ScriptedCounts) -> None:
+    budgets = budgets_over(counts)
+    assert await passes(budgets, KEY)
+    budgets.spend(KEY.id, 100)
+    counts.reads_away = True
+    await budgets.sync()
+    assert counts.rows == {(KEY.id, WEDNESDAY.date()): 100}
+    assert not await passes(budgets, KEY)
+
+
 async def test_a_key_whose_totals_cannot_be_read_is_let_through(counts: ScriptedCounts) -> None:
     counts.rows[KEY.id, WEDNESDAY.date()] = 100
     counts.reads_away = True

@@ -15,7 +15,7 @@ from sqlalchemy import text
 from orqen_ray.config import Settings
 from orqen_ray.errors import StoreUnavailable
 from orqen_ray.metrics import Metrics
-from orqen_ray.store.database import Database
+from orqen_ray.store.database import MIGRATION_LOCK, Database
 from orqen_ray.store.database_url import parse_database_url
 from orqen_ray.store.keys import Keys
 from tests.servers import PASSWORD, Postgres
@@ -23,6 +23,7 @@ from tests.servers import PASSWORD, Postgres
 _MIGRATE = """
 import asyncio, sys
 from orqen_ray.store.database import Database
+print("ready", flush=True)
 sys.stdin.readline()
 asyncio.run(Database(sys.argv[1]).migrate())
 """
@@ -36,8 +37,10 @@ async def version_of(database: Database) -> list[str]:
 def test_processes_that_migrate_at_once_all_succeed(database_url: str) -> None:
     command = [sys.executable, "-c", _MIGRATE, database_url]
     pipe = subprocess.PIPE
-    processes = [subprocess.Popen(command, stdin=pipe, stderr=pipe, text=True) for _ in range(4)]
-    for process in processes:  # all are past their imports' slow part when the line arrives, or soon after
+    processes = [subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for _ in range(4)]
+    for process in processes:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for process in processes:
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
@@ -137,6 +140,21 @@ async def test_no_password_is_in_an_error_a_log_or_the_settings(
     shown = f"{read.value} {migrated.value} {settings!r} {settings} {caplog.text} {database._engine!r}"
     assert "of/the" not in shown and "of%2Fthe" not in shown
     assert caplog.text.count("the database cannot be read") == 1
+
+
+async def test_a_migration_waits_for_another_one(postgres: Postgres) -> None:
+    url = await asyncio.to_thread(postgres.new_database)
+    database = Database(url)
+    async with database.begin() as other:
+        await other.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
+        migration = asyncio.create_task(database.migrate())
+        waiting = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+        while (await other.execute(waiting)).scalar_one() == 0:
+            assert not migration.done(), "it did not wait"
+        assert (await other.execute(text("SELECT to_regclass('keys')"))).scalar_one() is None
+    await migration
+    assert await version_of(database) == ["0002"]
+    await database.aclose()
 
 
 async def test_the_pool_has_bounds_and_outlasts_connections_that_were_cut(postgres: Postgres) -> None:

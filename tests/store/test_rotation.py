@@ -143,6 +143,20 @@ async def test_a_running_gateway_opens_what_was_sealed_anew(database: Database, 
     assert await opened(cold) == STORED
 
 
+async def test_a_gateway_that_read_the_rows_in_the_middle_of_a_rotation_opens_all_of_them(
+    database: Database, key_file: KeyFile
+) -> None:
+    key_file.read()
+    key_file.write([OLD])
+    gateway = ProviderSecrets(database, cipher_of(key_file))
+    await ProviderSecrets(database, Cipher(NEW)).put("openai", Credentials(api_key="sk-new"))
+    await ProviderSecrets(database, Cipher(OLD)).put("groq", Credentials(api_key="sk-old"))
+    assert await gateway.names() == {"openai", "groq"}
+    key_file.write([NEW])  # the rotation ends, and with it the old key
+    assert await gateway.get("openai") == (Credentials(api_key="sk-new"),)
+    assert await gateway.get("groq") == (Credentials(api_key="sk-old"),)
+
+
 async def test_what_is_stored_during_a_rotation_waits_and_is_sealed_with_the_new_key(
     database: Database, key_file: KeyFile
 ) -> None:
