@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pyarrow as pa
@@ -97,7 +96,3 @@ def parquet_files(folder: Path) -> list[Path]:
 
 def once_each(count: int) -> Counter[int]:
     return Counter(range(count))
-
-
-def as_dict(trace: Trace) -> dict[str, Any]:
-    return {name: getattr(trace, name) for name in trace.__struct_fields__}
