@@ -63,7 +63,8 @@ def _on_the_loop_of_a_replica() -> bool:
     from ray.serve._private.constants import RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD
     from ray.serve.context import _get_internal_replica_context
 
-    return not RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD and _get_internal_replica_context() is not None  # type: ignore[no-untyped-call]
+    replica = _get_internal_replica_context()  # type: ignore[no-untyped-call]
+    return replica is not None and not RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD
 
 
 def _wanted(name: bytes, value: bytes) -> bool:

@@ -116,7 +116,8 @@ def orqen(name: str, placement: str) -> Start:
 def portkey(mock_url: str, folder: Path) -> Iterator[Contestant]:
     if shutil.which("node") is None or shutil.which("npm") is None:
         raise CannotStart("node and npm are not here")
-    if not PORTKEY.is_dir():
+    pinned = json.loads((PEERS / "package.json").read_text())["dependencies"]["@portkey-ai/gateway"]
+    if not (PORTKEY / "package.json").exists() or _release(PORTKEY) != pinned:
         _install(["npm", "ci", "--no-audit", "--no-fund", "--loglevel=error"], PEERS)
     port = free_ports(1)[0]
     command = ["node", str(PORTKEY / "build" / "start-server.js"), f"--port={port}", "--headless"]
@@ -124,13 +125,12 @@ def portkey(mock_url: str, folder: Path) -> Iterator[Contestant]:
         url = f"http://127.0.0.1:{port}"
         wait_for_answer(running, url)
         node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
-        release = json.loads((PORTKEY / "package.json").read_text())["version"]
         headers = {
             "authorization": "Bearer any",
             "x-portkey-provider": "openai",
             "x-portkey-custom-host": f"{mock_url}/v1",
         }
-        yield Contestant("portkey", url, f"{release}, node {node}", headers, running)
+        yield Contestant("portkey", url, f"{pinned}, node {node}", headers, running)
 
 
 @contextmanager
@@ -178,6 +178,10 @@ CONTESTANTS: Mapping[str, Start] = {
     "litellm": litellm,
     "bare": bare,
 }
+
+
+def _release(package: Path) -> str:
+    return str(json.loads((package / "package.json").read_text())["version"])
 
 
 def _install(command: list[str], folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import re
 import shutil
@@ -103,11 +104,16 @@ async def _generate(
     loop, started_s = asyncio.get_running_loop(), time.perf_counter()
     callers = [_Caller(head.encode() + content, started_s + seconds) for _ in range(clients)]
     for caller in callers:
-        await loop.create_connection(lambda caller=caller: caller, address.hostname, address.port)  # type: ignore[misc]
+        connected = functools.partial(_same, caller)
+        await loop.create_connection(connected, address.hostname or "", address.port or 80)
     await asyncio.gather(*(caller.done for caller in callers))
     whole = [took for caller in callers for took in caller.whole]
     first = [took for caller in callers for took in caller.first]
     return whole, first, time.perf_counter() - started_s
+
+
+def _same(caller: _Caller) -> _Caller:
+    return caller
 
 
 class _Caller(asyncio.Protocol):

@@ -55,7 +55,8 @@ class Running:
 
     def usage(self) -> Usage:
         members = [found for each in self.family() if (found := _usage_of(each))]
-        return Usage(*(sum(column) for column in zip(*members, strict=True)), processes=len(members))
+        pss_mib, rss_mib, cpu_s = (sum(each[i] for each in members) for i in range(3))
+        return Usage(pss_mib, rss_mib, cpu_s, len(members))
 
     def cpu_s(self) -> float:
         """Without memory, which takes long to count."""
