@@ -187,7 +187,6 @@ async def open_forwarder(
         credentials,
         Timeouts(**settings.timeouts.model_dump()),
         BreakerPolicy(**settings.circuit_breaker.model_dump()),
-        patience_s=settings.retries.backoff_max_s,
         metrics=metrics,
     )
 

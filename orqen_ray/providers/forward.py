@@ -65,21 +65,20 @@ class Forwarder:
         timeouts: Timeouts | None = None,
         breaker: BreakerPolicy | None = None,
         *,
-        patience_s: float = 5.0,
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
         resolver: AbstractResolver | None = None,
     ) -> None:
         """
         Args:
-            breaker, patience_s, clock: see `KeyRing`.
+            breaker, clock: see `KeyRing`.
             resolver: of host names; None: the system's. Whatever it answers, each address is checked.
         """
         self._catalog = catalog
         self._resolver = resolver
         self._credentials = credentials
         self._timeouts = timeouts or Timeouts()
-        self._keys = KeyRing(breaker or BreakerPolicy(), patience_s, metrics or Metrics(), clock)
+        self._keys = KeyRing(breaker or BreakerPolicy(), metrics or Metrics(), clock)
         self._slots = Slots(catalog.providers.values())
         self._user_agent = f"orqen-ray/{version('orqen-ray')}"
         self._sessions: dict[bool, aiohttp.ClientSession] = {}

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from orqen_ray.errors import CircuitOpen, Overloaded
+from orqen_ray.errors import CircuitOpen
 from orqen_ray.metrics import Metrics
 from orqen_ray.providers.breaker import Breaker, BreakerPolicy, Permit
 from orqen_ray.types import Call, Credentials
@@ -46,19 +46,16 @@ class KeyRing:
     """Keys, their circuits and their rests, in one process. What it remembers is bounded and lost with the process.
 
     Args:
-        patience_s: when each key of a provider has to rest for longer than this, a call is refused at once.
         clock: seconds; any that never goes back.
     """
 
     def __init__(
         self,
         policy: BreakerPolicy,
-        patience_s: float,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._policy = policy
-        self._patience_s = patience_s
         self._metrics = metrics
         self._clock = clock
         self._breakers: dict[tuple[str, str], Breaker] = {}
@@ -70,14 +67,13 @@ class KeyRing:
 
         Raises:
             CircuitOpen: none may be called now.
-            Overloaded: each has to rest, for longer than it is worth waiting.
         """
         if call.credentials is not None and (
             call.credentials.api_key or call.credentials.aws
         ):  # a caller's own secret must not open a circuit for others
             return Chosen(None, None, False, None, None)
         order = self._order(call, keys) if len(keys) > 1 else keys or _KEYLESS
-        if self._rests:
+        if self._rests and len(order) > 1:
             order = self._rested(call, order)
         for key in order:
             breaker = self._breaker(call.provider, key.label)
@@ -134,14 +130,12 @@ class KeyRing:
         return sorted(keys, key=lambda key: hashlib.blake2b(seed, digest_size=8, key=_short(key.label)).digest())
 
     def _rested(self, call: Call, order: Sequence[Credentials]) -> Sequence[Credentials]:
+        """Keys that rest last, the first to be ready before the others.
+
+        When all rest, a call is still made: what one request was refused for, another may be small enough to get.
+        """
         now_s = self._clock()
         waits = [self._rests.get((call.provider, key.label, call.model), 0.0) - now_s for key in order]
-        shortest_s = min(waits)
-        if shortest_s > self._patience_s:
-            raise Overloaded(
-                f"the provider {call.provider!r} asked to be left alone for another {shortest_s:.0f} s; try again then",
-                retry_after_s=shortest_s,
-            )
         if max(waits) <= 0:
             return order
         avoided = call.avoid_keys

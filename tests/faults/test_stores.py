@@ -125,6 +125,7 @@ async def test_a_full_disk_costs_no_request_and_its_rows_are_kept_or_counted(sto
         await load.until(50)
         await asyncio.to_thread(_fill, filler)
         await load.until(WHILE_AWAY)
+        assert "the spool takes no rows" in "".join(stored.gateway.printed)
         filler.unlink()
         await load.until(50)
     assert not load.failures and load.hung == 0
