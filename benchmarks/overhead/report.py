@@ -228,6 +228,8 @@ load, mock and contestant. So read the ratios; the figures themselves belong to 
   each call. **pool**: the same with the forwarder in a process of its own. **bare proxy**: Starlette and aiohttp in one
   process of uvicorn, which copies bytes and does nothing else: the limit for Python.
 - Portkey: `node build/start-server.js`. LiteLLM: the proxy with one worker, without a database, logging off.
+  Portkey 1.15.2 answers streams with 500 on Node 20 and 22 (`TypeError: immutable`, as it sets a header).
+- While one is measured, all others are stopped (SIGSTOP): Ray uses a part of a core also when nothing is asked of it.
 - Bodies are chat requests of many messages. A stream has {about["stream_chunks"]} chunks, each a packet of its own.
   `x16` means 16 callers on keep-alive connections, each asking again as soon as it was answered.
 
