@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
+from secrets import token_hex
 from typing import Any
 
 from starlette.middleware import Middleware
@@ -22,13 +23,12 @@ SERVE_HEADERS = frozenset(
 REQUEST_ID = b"x-request-id"
 SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
-
 # Serve then starts no tasks of its own that watch for the client to go away.
 UNWATCHED = (b"x-request-disconnect-disabled", b"?1")
 
 
 class Edge:
-    """Strips Serve's own request headers and keeps `X-Request-ID` single and sane.
+    """Strips Serve's own request headers, and gives each request one sane `X-Request-ID` that all behind it use.
 
     Args:
         unwatched: the application watches for disconnects by itself, and can: it is in this process and on this loop.
@@ -49,6 +49,9 @@ class Edge:
             return send(message)
 
         kept = [(name, value) for name, value in scope["headers"] if _wanted(name, value)]
+        request_id = next((value for name, value in kept if name == REQUEST_ID), None)
+        if request_id is None:  # Serve would make a UUID of its own, which takes longer
+            kept.insert(0, (REQUEST_ID, b"req_" + token_hex(12).encode()))
         scope["headers"] = kept + self._own
         await self._app(scope, receive, send_one_id)
 

@@ -6,8 +6,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -71,17 +70,18 @@ def _refuse_two_models(body: bytes) -> None:
         raise BadRequest("is there more than once", param="model")
 
 
-@contextmanager
-def bounded_depth() -> Iterator[None]:
+class bounded_depth:  # a context manager is called like a function; this one runs for each request
     """What could be decoded may still be too deep to be written again, from further down the stack.
 
     Raises:
         BadRequest: instead of RecursionError.
     """
-    try:
-        yield
-    except RecursionError as exc:
-        raise BadRequest("the body is nested too deeply") from exc
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _kind: object, error: BaseException | None, _where: object) -> None:
+        if isinstance(error, RecursionError):
+            raise BadRequest("the body is nested too deeply") from error
 
 
 def name_of(value: object) -> str:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import aiohttp
 
-from orqen_ray.errors import DeadlinePassed, UpstreamError, UpstreamRefused, UpstreamTimeout, UpstreamUnavailable
+from orqen_ray.errors import (
+    DeadlinePassed,
+    GatewayError,
+    UpstreamError,
+    UpstreamRefused,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 from orqen_ray.providers.addresses import AddressRefused
 
 _MAX_ERROR_BYTES = 1 << 20
@@ -93,34 +99,46 @@ async def read_error(body: Body) -> bytes:
     return b"".join(chunks)[:_MAX_ERROR_BYTES]
 
 
-@contextmanager
-def translated(provider: str, *, in_time: bool = True) -> Iterator[None]:
+class translated:  # a context manager is called like a function; this one runs for each chunk
     """aiohttp's errors as ours. Their texts hold addresses, so none is shown.
 
     `in_time`: should there be a time-out, it is the provider's and not that of the whole request.
     """
+
+    __slots__ = ("_in_time", "_provider")
+
+    def __init__(self, provider: str, *, in_time: bool = True) -> None:
+        self._provider = provider
+        self._in_time = in_time
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _kind: object, error: BaseException | None, _where: object) -> None:
+        if isinstance(error, aiohttp.ClientError | OSError):
+            raise _translation(error, self._provider, self._in_time) from error
+
+
+def _translation(error: Exception, provider: str, in_time: bool) -> GatewayError:
     named = f"the provider {provider!r}"
-    try:
-        yield
-    except aiohttp.ConnectionTimeoutError as exc:
-        raise UpstreamTimeout(f"{named} could not be connected to in time", provider=provider) from exc
-    except TimeoutError as exc:
-        if not in_time:
-            raise DeadlinePassed(f"{named} had not answered when the time for the request was over") from exc
-        raise UpstreamTimeout(f"{named} did not answer in time", provider=provider) from exc
-    except aiohttp.ClientConnectorError as exc:
-        if isinstance(exc.os_error, AddressRefused):
-            raise UpstreamRefused(
+    match error:
+        case aiohttp.ConnectionTimeoutError():
+            return UpstreamTimeout(f"{named} could not be connected to in time", provider=provider)
+        case TimeoutError() if not in_time:
+            return DeadlinePassed(f"{named} had not answered when the time for the request was over")
+        case TimeoutError():
+            return UpstreamTimeout(f"{named} did not answer in time", provider=provider)
+        case aiohttp.ClientConnectorError() if isinstance(error.os_error, AddressRefused):
+            return UpstreamRefused(
                 f"the address of {named} is not allowed: a private one needs allow_private_network in its row",
                 provider=provider,
-            ) from exc
-        raise UpstreamUnavailable(f"no connection to {named}: {_why(exc)}", provider=provider) from exc
-    except aiohttp.InvalidURL as exc:
-        raise UpstreamRefused(f"the address of {named} is not a URL", provider=provider) from exc
-    except aiohttp.ClientResponseError as exc:
-        raise UpstreamError(f"{named} answered with what is not HTTP", provider=provider) from exc
-    except (aiohttp.ClientError, OSError) as exc:
-        raise UpstreamUnavailable(f"{named} closed the connection", provider=provider) from exc
+            )
+        case aiohttp.ClientConnectorError():
+            return UpstreamUnavailable(f"no connection to {named}: {_why(error)}", provider=provider)
+        case aiohttp.InvalidURL():
+            return UpstreamRefused(f"the address of {named} is not a URL", provider=provider)
+        case aiohttp.ClientResponseError():
+            return UpstreamError(f"{named} answered with what is not HTTP", provider=provider)
+    return UpstreamUnavailable(f"{named} closed the connection", provider=provider)
 
 
 def _why(error: aiohttp.ClientConnectorError) -> str:

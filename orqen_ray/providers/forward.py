@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from importlib.metadata import version
 from socket import socket
 from urllib.parse import unquote
@@ -185,7 +186,7 @@ class Forwarder:
         with translated(provider.name, in_time=first_byte_at_s <= deadline_s):
             async with asyncio.timeout_at(min(deadline_s, first_byte_at_s)):
                 return await self._session(provider.allow_private_network).request(
-                    call.method, URL(url, encoded=True), data=data, headers=headers, allow_redirects=False
+                    call.method, _parsed(url), data=data, headers=headers, allow_redirects=False
                 )
 
     def _session(self, private: bool) -> aiohttp.ClientSession:
@@ -248,6 +249,11 @@ def _region(provider: Provider, secret: Credentials | None) -> str:
     if not _REGION.fullmatch(region):
         raise BadRequest(f"expected the name of an AWS region such as us-east-1, got {region[:40]!r}")
     return region
+
+
+@lru_cache(maxsize=1024)
+def _parsed(url: str) -> URL:
+    return URL(url, encoded=True)
 
 
 def _url(provider: Provider, call: Call, secret: Credentials | None) -> str:
