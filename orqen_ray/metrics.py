@@ -30,7 +30,7 @@ _shares = False
 
 
 class Metrics:
-    """One per process that shares them. `provider` labels are rows of the catalog; no label holds a model, a key or a session.
+    """One per process that shares them. `provider` labels are rows of the catalog; no label holds a model or a key.
 
     Args:
         directory: where all processes of this node's gateway keep their figures, made if absent; then `exposition`
