@@ -8,6 +8,7 @@ from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, get_args, get_origin
+from urllib.parse import parse_qs, urlsplit
 
 import yaml
 from pydantic import (
@@ -40,6 +41,9 @@ _MESSAGES = {
     "too_short": "expected at least one entry",
 }
 
+_REDIS = "expected redis://HOST:PORT/NUMBER, rediss:// (TLS) or unix:///PATH"
+_REDIS_OPTIONS = frozenset({"db", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname"})
+
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Usd = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fallbacks = Annotated[tuple[str, ...], Field(min_length=1)]
@@ -60,8 +64,20 @@ def _absolute(location: str) -> str:
 
 
 def _redis(url: str | None) -> str | None:
-    if url is not None and not url.startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("expected redis://HOST:PORT/NUMBER, rediss:// (TLS) or unix:///PATH")
+    """Refuse what the client would fail over later, with the whole URL in its words."""
+    if url is None:
+        return None
+    try:
+        parts = urlsplit(url)
+        there = parts.path if parts.scheme == "unix" else parts.hostname and parts.port
+    except ValueError:  # a port that is no number: a slash or the like in the password
+        raise ValueError(f"{_REDIS}; percent-encode special characters of the password") from None
+    number = "" if parts.scheme == "unix" else parts.path.removeprefix("/")
+    if parts.scheme not in ("redis", "rediss", "unix") or not there or (number and not number.isdecimal()):
+        raise ValueError(_REDIS)
+    if unknown := sorted(parse_qs(parts.query, keep_blank_values=True).keys() - _REDIS_OPTIONS):
+        known = ", ".join(sorted(_REDIS_OPTIONS))
+        raise ValueError(f"unknown parameter {unknown[0][:40]!r}; known are {known}")
     return url
 
 

@@ -20,6 +20,7 @@ _ATTACHMENT = re.compile(rb"[A-Za-z0-9+/=]{1000,}")
 # What others wrote (a caller, a model) takes no more room in a trace row than this.
 _MAX_NAME_CHARS = 256
 _MAX_NAMES = 256
+_MAX_NAMES_CHARS = 16_384
 _MAX_COUNT = 2**31 - 1
 
 
@@ -210,7 +211,14 @@ def _name(text: str | None) -> str | None:
 
 
 def _names(texts: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(text[:_MAX_NAME_CHARS] for text in texts[:_MAX_NAMES])
+    kept: list[str] = []
+    left = _MAX_NAMES_CHARS
+    for text in texts[:_MAX_NAMES]:
+        kept.append(text[: min(left, _MAX_NAME_CHARS)])
+        left -= len(kept[-1])
+        if left == 0:
+            break
+    return tuple(kept)
 
 
 def _count(number: int) -> int:

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, values
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
-from prometheus_client.values import MutexValue, ValueClass
 
 NO_PROVIDER = "none"
 """The provider of a request that ended before one was chosen."""
@@ -27,20 +26,20 @@ _OPENMETRICS_TYPE = "application/openmetrics-text"
 # Statuses that are no standard ones and yet have a meaning here: the caller left; a provider is overloaded.
 _STATUSES = frozenset({*map(int, HTTPStatus), 499, 529})
 _CLOCK_SLACK_S = 5.0
-_made = False
+_shares = False
 
 
 class Metrics:
-    """One per process. `provider` labels are rows of the catalog; no label holds a model, a key or a session.
+    """One per process that shares them. `provider` labels are rows of the catalog; no label holds a model or a key.
 
     Args:
         directory: where all processes of this node's gateway keep their figures, made if absent; then `exposition`
             tells those of all of them. prometheus_client writes there if PROMETHEUS_MULTIPROC_DIR said so before it
-            was imported. Without it, each process tells its own.
+            was imported. Without it, each process tells its own, whatever that variable says.
     """
 
     def __init__(self, directory: str | None = None) -> None:
-        _refuse_a_second()
+        _keep_in(directory)
         self.registry = CollectorRegistry()
         self._shared = None if directory is None else _SharedFiles(Path(directory))
         self._bound: dict[tuple[Any, ...], Any] = {}
@@ -136,12 +135,19 @@ class Metrics:
         return child
 
 
-def _refuse_a_second() -> None:
-    """Of two in one process that share files, each would write over what the other has counted."""
-    global _made
-    if _made and ValueClass is not MutexValue:
+def _keep_in(directory: str | None) -> None:
+    """Have the library keep figures in the folder, or in this process alone: it asks the environment, not its caller.
+
+    Of two in one process that share files, each would write over what the other has counted.
+    """
+    global _shares
+    if _shares:
         raise RuntimeError("this process has its Metrics already: hand that one on")
-    _made = True
+    if directory is None:
+        values.ValueClass = values.MutexValue
+    elif values.ValueClass is values.MutexValue:
+        values.ValueClass = values.get_value_class()
+    _shares = values.ValueClass is not values.MutexValue
 
 
 class _SharedFiles(Collector):

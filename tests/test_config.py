@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from orqen_ray.config import Settings, SettingsError, load_secrets, load_settings, read_environment
 from orqen_ray.providers.catalog import load_catalog
+from orqen_ray.store.rate_limits import RateLimits
 
 EXAMPLE = """
 providers:
@@ -218,6 +219,42 @@ def test_messages_are_one_line_each_with_the_path_first(values: object, message:
 def test_a_value_out_of_range_is_refused_by_its_path(section: dict[str, dict[str, object]]) -> None:
     ((name, (key,)),) = ((name, tuple(values)) for name, values in section.items())
     assert message_of(section).startswith(f"{name}.{key}: ")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:hunter2/x@h:6379/0",
+        "redis://:hunter2#x@h:6379/0",
+        "redis://:hunter2?x@h:6379/0",
+        "redis://:hunter2@h/0",
+        "redis://:hunter2@h:99999/0",
+        "redis://:hunter2@h:6379/zero",
+        "redis://",
+        "unix://",
+        "hunter2",
+        "redis://:hunter2@h:6379/0?max_connections=hunter2",
+    ],
+)
+def test_a_redis_url_that_no_client_takes_is_refused_without_being_shown(url: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(environment={"ORQEN_REDIS_URL": url})
+    assert str(caught.value).startswith("ORQEN_REDIS_URL: ") and "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://h:6379",
+        "redis://:p%2Fw@[::1]:6379/3",
+        "rediss://user:pw@h:1/0?ssl_ca_certs=/etc/ca.pem&ssl_check_hostname=false",
+        "unix:///run/redis.sock?db=2",
+    ],
+)
+def test_the_redis_urls_of_the_documentation_are_taken_by_the_client_too(url: str) -> None:
+    redis_url = load_settings(environment={"ORQEN_REDIS_URL": url}).storage.redis_url
+    assert redis_url == url
+    RateLimits(redis_url)
 
 
 def test_a_bad_variable_is_refused_by_its_own_name() -> None:

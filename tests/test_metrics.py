@@ -34,10 +34,10 @@ print(Metrics(os.environ["PROMETHEUS_MULTIPROC_DIR"]).exposition()[0].decode())
 """
 
 
-def start(folder: Path, program: str) -> subprocess.Popen[str]:
+def start(folder: Path, program: str, *arguments: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(folder)}
     return subprocess.Popen(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", program, *arguments],
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -105,9 +105,18 @@ def test_a_folder_that_is_a_link_is_refused(tmp_path: Path) -> None:
         Metrics(str(tmp_path / "link"))
 
 
-def test_of_two_that_share_files_in_one_process_the_second_is_refused(tmp_path: Path) -> None:
-    with start(tmp_path, "from orqen_ray.metrics import Metrics; Metrics(); Metrics()") as process:
+@pytest.mark.parametrize("second", ["Metrics()", "Metrics(folder)"])
+def test_in_a_process_that_shares_its_figures_a_second_instance_is_refused(tmp_path: Path, second: str) -> None:
+    program = f"import sys; from orqen_ray.metrics import Metrics; folder = sys.argv[1]; Metrics(folder); {second}"
+    with start(tmp_path, program, str(tmp_path)) as process:
         assert "hand that one on" in process.communicate()[1]
+
+
+def test_a_process_that_is_no_replica_leaves_no_files_whatever_the_environment_says(tmp_path: Path) -> None:
+    program = "from orqen_ray.metrics import Metrics; Metrics().count_request('f', None, 200); Metrics()"
+    with start(tmp_path, program) as process:
+        assert process.communicate()[1] == ""
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_instances_in_one_process_count_apart() -> None:

@@ -19,6 +19,9 @@ T = TypeVar("T")
 _UNKNOWN_TTL_S = 1.0
 _MAX_UNKNOWN = 1000
 _LOOK_UP_S = 10.0
+_RECENT_S = 60.0
+_MORE_PATIENCE = 8
+_GUESSES_AT_ONCE = 10  # of the database's 15 connections
 
 
 class KeyFinder(Protocol):
@@ -37,10 +40,12 @@ class KeyCache:
     """Authenticates callers. One per process, on one event loop.
 
     A key that was found is believed for `ttl_s`, one that was not for at most a second. The two memories are bounded
-    apart, so that guesses cannot push known keys out. Many requests with one key cause one look-up.
+    apart, so that guesses cannot push known keys out, and so are the look-ups at a time, so that guesses cannot keep
+    known keys from being confirmed. Many requests with one key cause one look-up.
 
     While the database cannot be asked, a known key is believed for `grace_s` more. A request waits `patience_s` for an
-    answer that would only confirm what is known, and not at all while the store is known to be away.
+    answer that would only confirm what is known, and not at all while the store is known to be away. What was last
+    confirmed over a minute ago is less worth: for that it waits eight times as long.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class KeyCache:
         self._known: OrderedDict[str, _Known] = OrderedDict()  # the most recently used last
         self._unknown: OrderedDict[str, float] = OrderedDict()  # until when, by their age
         self._lookups: dict[str, asyncio.Task[KeyRecord | None]] = {}
+        self._guesses = asyncio.Semaphore(_GUESSES_AT_ONCE)
         self._answered_s = float("-inf")
 
     async def authenticate(self, secret: str) -> KeyRecord:
@@ -120,14 +126,30 @@ class KeyCache:
         if lookup is None:
             if doubtful and not outage.may_ask():
                 raise StoreUnavailable("the gateway's database cannot be used just now; try again in a moment")
-            lookup = asyncio.create_task(self._look_up(secret, digest))
+            look_up = self._look_up if known is not None else self._look_up_guess
+            lookup = asyncio.create_task(look_up(secret, digest))
             self._lookups[digest] = lookup
             lookup.add_done_callback(lambda _: self._lookups.pop(digest, None))
             lookup.add_done_callback(forget_failure)
         elif doubtful and known is not None:
             raise StoreUnavailable("the gateway's database does not answer")
         # One caller that goes away must not take the answer from the others.
-        return await outage.patiently(lookup, self._patience_s if known is not None or doubtful else _LOOK_UP_S)
+        if known is None:
+            # Not noted as the database's delay: it may only be that many guesses stand in line.
+            return await outage.patiently(lookup, self._patience_s if doubtful else _LOOK_UP_S, note=False)
+        recent = self._clock() < known.asked_s + _RECENT_S
+        return await outage.patiently(lookup, self._patience_s * (1 if recent else _MORE_PATIENCE))
+
+    async def _look_up_guess(self, secret: str, digest: str) -> KeyRecord | None:
+        try:
+            async with asyncio.timeout(_LOOK_UP_S):
+                await self._guesses.acquire()
+        except TimeoutError:  # nobody waits for the answer any more
+            raise StoreUnavailable("too many unknown keys are asked about at once; try again in a moment") from None
+        try:
+            return await self._look_up(secret, digest)
+        finally:
+            self._guesses.release()
 
     async def _look_up(self, secret: str, digest: str) -> KeyRecord | None:
         # The answer is as old as the question: a slow database must not lengthen the life of a revoked key.

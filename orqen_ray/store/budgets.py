@@ -23,6 +23,7 @@ _STALE_S = 3.0
 _PATIENCE_S = 0.25
 _FIRST_PATIENCE_S = 1.0
 _LAST_FLUSH_S = 3.0
+_LOOKS = 3
 _KEPT = timedelta(weeks=5)
 _DAY = timedelta(days=1)
 _MAX_TOKENS = 10**9  # of one request: what a provider claims must fit into a column
@@ -69,20 +70,23 @@ class Budgets:
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        every_s: float = _EVERY_S,
     ) -> None:
         self._counts = counts
         self._limited = (metrics or Metrics()).limited
         self._clock = clock
         self._now = now
+        self._every_s = every_s
         self._totals: OrderedDict[str, _Total] = OrderedDict()  # of keys with a budget, the last wanted last
         self._pending: dict[KeyDay, int] = {}
         self._in_flush: dict[KeyDay, int] = {}
-        self._flushes = 0
+        self._in_doubt: set[str] = set()
         self._wanted: set[str] = set()
         self._next_read: asyncio.Task[None] | None = None
         self._one_read = asyncio.Lock()
         self._swept_on: date | None = None
         self._full = False
+        self._closing = asyncio.Event()
         self._rounds: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -91,15 +95,18 @@ class Budgets:
 
     async def aclose(self) -> None:
         """Write what is pending, waiting a few seconds for a database that does not answer."""
+        self._closing.set()
+        try:
+            async with asyncio.timeout(_LAST_FLUSH_S):
+                if self._rounds is not None:
+                    await asyncio.wait({self._rounds})  # a write that is cut off may be stored, and done once more
+                if self._pending:
+                    await self._write()
+        except TimeoutError:
+            pass
         if self._rounds is not None:
             self._rounds.cancel()
             await asyncio.wait({self._rounds})
-        if self._pending or self._in_flush:
-            try:
-                async with asyncio.timeout(_LAST_FLUSH_S):
-                    await self._write()
-            except TimeoutError:
-                pass
         if lost := sum(self._pending.values()) + sum(self._in_flush.values()):
             _log.error("%d tokens of budgets are not counted: the database was away until the end", lost)
 
@@ -175,8 +182,16 @@ class Budgets:
 
     async def _go_round(self) -> None:
         while True:
-            await asyncio.sleep(_EVERY_S)
-            await self.sync()
+            try:
+                async with asyncio.timeout(self._every_s):
+                    await self._closing.wait()
+                return
+            except TimeoutError:
+                pass
+            try:
+                await self.sync()
+            except Exception:  # noqa: BLE001  # whatever it is, tokens must not go uncounted from then on
+                _log.exception("token budgets could not be written or read; trying again")
 
     async def sync(self) -> None:
         """Write what is pending, read back what is in use. A failure is noted, and made up for the next time."""
@@ -196,6 +211,7 @@ class Budgets:
 
     async def _write(self) -> None:
         self._in_flush, self._pending = self._pending, {}
+        self._in_doubt.update(key_id for key_id, _ in self._in_flush)
         try:
             await self._counts.add(self._in_flush)
         except BaseException as error:  # also when cancelled: nothing that was billed may be forgotten
@@ -205,7 +221,6 @@ class Budgets:
             if not isinstance(error, StoreUnavailable):
                 raise
             return
-        self._flushes += 1
         for (key_id, day), tokens in self._in_flush.items():
             if (total := self._totals.get(key_id)) is not None:  # until it is read back
                 total.by_day[day] = total.by_day.get(day, 0) + tokens
@@ -222,14 +237,20 @@ class Budgets:
         async with self._one_read:
             self._next_read = None
             key_ids, self._wanted = {*self._wanted, *self._active()}, set()
-            for _ in range(3):
-                asked_s, flushes = self._clock(), self._flushes
+            for _ in range(_LOOKS):
+                asked_s = self._clock()
+                self._in_doubt = {key_id for key_id, _ in self._in_flush}
                 try:
                     found = await self._counts.since(_monday(self._now().date()), key_ids)
                 except StoreUnavailable:
                     return
-                if flushes == self._flushes:  # else it may hold what was written meanwhile, or not
-                    break
+                # What was written meanwhile may be in what was found, or not: such a key keeps the total it has.
+                self._keep({key_id: found[key_id] for key_id in found if key_id not in self._in_doubt}, asked_s)
+                key_ids = {key_id for key_id in found if key_id not in self._totals}
+                if not key_ids:
+                    return
+
+    def _keep(self, found: Mapping[str, dict[date, int]], asked_s: float) -> None:
         for key_id, by_day in found.items():
             known = self._totals.get(key_id)
             self._totals[key_id] = _Total(by_day, asked_s, asked_s if known is None else known.wanted_s)

@@ -155,6 +155,7 @@ def write_new_key(path: Path) -> None:
         pass
     finally:
         draft.unlink()
+    _sync_folder(path.parent)
 
 
 def _fernet(secret_key: str) -> Fernet:

@@ -109,8 +109,9 @@ def _engine(url: URL, timeout_s: int, **options: Any) -> AsyncEngine:
     engine = create_async_engine(url, **options)
 
     def configure(connection: Any, _record: object) -> None:
-        # The time-out comes first: the other statements may have to wait for a lock.
-        for pragma in (f"busy_timeout = {timeout_s * 1000}", "foreign_keys = ON", "synchronous = NORMAL"):
+        # The time-out comes first: the other statements may have to wait for a lock. FULL: a power cut must not bring a
+        # revoked key back, nor rows that were sealed with a key which a rotation has taken away since.
+        for pragma in (f"busy_timeout = {timeout_s * 1000}", "foreign_keys = ON", "synchronous = FULL"):
             connection.execute(f"PRAGMA {pragma}").close()
 
     event.listen(engine.sync_engine, "connect", configure)

@@ -79,8 +79,8 @@ class Outage:
             raise
         self.worked()
 
-    async def patiently(self, call: asyncio.Future[T], patience_s: float) -> T:
-        """The result of a call that others wait for too; it goes on when this one gives up.
+    async def patiently(self, call: asyncio.Future[T], patience_s: float, *, note: bool = True) -> T:
+        """The result of a call that others wait for too; it goes on when this one gives up, and `note` notes that.
 
         Raises:
             StoreUnavailable: it failed, or took longer than `patience_s`.
@@ -89,7 +89,8 @@ class Outage:
             async with asyncio.timeout(patience_s):
                 return await asyncio.shield(call)
         except TimeoutError:
-            self.delayed()
+            if note:
+                self.delayed()
             raise StoreUnavailable("the gateway's database does not answer in time; try again in a moment") from None
 
 

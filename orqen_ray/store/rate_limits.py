@@ -22,6 +22,7 @@ from orqen_ray.store.outage import Outage
 
 _WINDOW_S = 60.0
 _REDIS_TIMEOUT_S = 0.25
+_REDIS_CONNECTIONS = 32  # redis-py fails beyond its pool's size, and does not wait
 _PROBE = "probe"
 
 
@@ -151,11 +152,12 @@ class RedisWindow:
             retry=Retry(NoBackoff(), 0),  # type: ignore[arg-type]  # the library passes on whatever redis-py takes
         )
         self._window = MovingWindowRateLimiter(self._storage)
+        self._connections = asyncio.Semaphore(_REDIS_CONNECTIONS)
 
     async def hit(self, key_id: str, limit: int) -> float | None:
         """See `LocalWindow.hit`. The clocks of the gateway's machines must agree."""
         minute = RateLimitItemPerMinute(limit)
-        async with asyncio.timeout(_REDIS_TIMEOUT_S):
+        async with asyncio.timeout(_REDIS_TIMEOUT_S), self._connections:
             if await self._window.hit(minute, key_id):
                 return None
             stats = await self._window.get_window_stats(minute, key_id)

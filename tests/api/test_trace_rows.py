@@ -115,3 +115,28 @@ async def test_what_others_wrote_takes_little_room_in_a_row(service: Service, up
     claimed, refused = rows(service)
     assert len(refused["requested_model"]) == 256
     assert claimed["output_tokens"] == 2**31 - 1
+
+
+@pytest.mark.parametrize("model", ["lab-anthropic/m", "lab-bedrock/m", f"lab-openai/{'é' * 500}", "m" * 10_000])
+async def test_nothing_that_a_caller_writes_makes_a_row_too_large_to_be_kept(
+    service: Service, upstream: ScriptedUpstream, model: str
+) -> None:
+    upstream.script = json_reply(REPLY)
+    fields = {f"{number}{chr(1) * 252}": 1 for number in range(300)}
+    await ask(service, CHAT, {"model": model, "messages": [{"role": "user", "content": "hi"}], **fields})
+    assert len(rows(service)) == 1
+
+
+async def test_nothing_that_a_provider_answers_makes_a_row_too_large_to_be_kept(
+    service: Service, upstream: ScriptedUpstream
+) -> None:
+    calls = [
+        {"id": str(number), "type": "function", "function": {"name": "\x01" * 400, "arguments": "{}"}}
+        for number in range(400)
+    ]
+    message = {"content": None, "tool_calls": calls}
+    reply = {"model": "\x01" * 100_000, "choices": [{"message": message, "finish_reason": "\x01" * 100_000}]}
+    upstream.script = json_reply(json.dumps(reply).encode())
+    await ask(service, CHAT, {"model": "lab-openai/m", "messages": [{"role": "user", "content": "hi"}]})
+    (row,) = rows(service)
+    assert row["tools_called"]

@@ -176,6 +176,29 @@ async def test_guesses_cannot_push_a_known_key_out(clock: Clock) -> None:
     assert keys.asked == [secret_of(1)]
 
 
+async def test_guesses_cannot_keep_a_known_key_from_being_confirmed(clock: Clock) -> None:
+    keys = ScriptedKeys(secret_of(0), clock=clock)
+    cache = cache_over(keys, clock)
+    await cache.authenticate(secret_of(0))
+    keys.records.clear()
+    keys.gate = asyncio.Event()
+    guesses = [asyncio.create_task(cache.authenticate(secret_of(number))) for number in range(1, 1000)]
+    clock.now_s += 4
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert len(keys.asked) - 1 <= 10, "the rest of the database's connections is free for known keys"
+    clock.now_s += 1
+    confirming = asyncio.create_task(cache.authenticate(secret_of(0)))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert keys.asked[-1] == secret_of(0)
+    keys.gate.set()
+    with pytest.raises(Unauthenticated):
+        await confirming
+    results = await asyncio.gather(*guesses, return_exceptions=True)
+    assert {type(result) for result in results} == {Unauthenticated}
+
+
 async def test_the_cache_holds_no_more_keys_than_it_may(clock: Clock) -> None:
     keys = ScriptedKeys(*(secret_of(number) for number in range(3)))
     cache = cache_over(keys, clock, max_entries=2)
@@ -285,6 +308,19 @@ async def test_a_database_that_hangs_is_waited_for_once_and_briefly(keys: Script
     keys.gate.set()
     await asyncio.sleep(0)
     await asyncio.sleep(0)
+    with pytest.raises(Unauthenticated):
+        await cache.authenticate(secret_of(1))
+
+
+async def test_a_key_that_rested_for_long_is_not_believed_because_a_connection_takes_a_moment(
+    keys: ScriptedKeys, clock: Clock
+) -> None:
+    cache = KeyCache(keys, keys.outage, patience_s=0.1, clock=clock, now=clock.utc)
+    await cache.authenticate(secret_of(1))
+    keys.records.clear()
+    keys.gate = asyncio.Event()
+    clock.now_s += 1800
+    asyncio.get_running_loop().call_later(0.2, keys.gate.set)
     with pytest.raises(Unauthenticated):
         await cache.authenticate(secret_of(1))
 

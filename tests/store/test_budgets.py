@@ -225,6 +225,96 @@ async def test_what_a_provider_claims_cannot_spoil_the_count(counts: ScriptedCou
     assert counts.rows == ({} if tokens <= 0 else {(KEY.id, WEDNESDAY.date()): 10**9})
 
 
+class OverlappingCounts(ScriptedCounts):
+    """A write whose answer has not come back yet, although readers see what it wrote."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock)
+        self.written, self.answer, self.before_read = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.before_read.set()
+
+    async def add(self, used: Mapping[KeyDay, int]) -> None:
+        await super().add(used)
+        self.written.set()
+        await self.answer.wait()
+
+    async def since(self, day: date, key_ids: Collection[str]) -> dict[str, dict[date, int]]:
+        found = await super().since(day, key_ids)
+        await self.before_read.wait()
+        return found
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_what_is_read_while_it_is_being_written_counts_once(clock: Clock, known: bool) -> None:
+    counts = OverlappingCounts(clock)
+    budgets = budgets_over(counts)
+    if known:
+        await budgets.check(KEY)
+        clock.now_s += 10
+    budgets.spend(KEY.id, 60)
+    writing = asyncio.create_task(budgets.sync())
+    await counts.written.wait()
+    assert await passes(budgets, KEY), "60 of 100, and not 120"
+    counts.answer.set()
+    await writing
+    assert await passes(budgets, KEY)
+    budgets.spend(KEY.id, 40)
+    assert not await passes(budgets, KEY)
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_what_is_written_while_an_older_state_is_read_counts_too(clock: Clock, known: bool) -> None:
+    counts = OverlappingCounts(clock)
+    counts.answer.set()
+    budgets = budgets_over(counts)
+    if known:
+        await budgets.check(KEY)
+        clock.now_s += 10
+    counts.before_read.clear()
+    checking = asyncio.create_task(passes(budgets, KEY))
+    while not counts.asked - known:  # noqa: ASYNC110  # until the read has begun
+        await asyncio.sleep(0)
+    budgets.spend(KEY.id, 100)
+    await budgets._write()
+    counts.before_read.set()
+    await checking
+    assert not await passes(budgets, KEY), "a process never forgets what it has counted itself"
+
+
+async def test_rounds_go_on_after_one_that_broke(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    class BreakingCounts(ScriptedCounts):
+        async def add(self, used: Mapping[KeyDay, int]) -> None:
+            if not broken.is_set():
+                broken.set()
+                raise ValueError("no store raises this")
+            await super().add(used)
+            written.set()
+
+    broken, written = asyncio.Event(), asyncio.Event()
+    counts = BreakingCounts(clock)
+    budgets = Budgets(counts, clock=clock, now=clock.utc, every_s=0.01)
+    budgets.start()
+    budgets.spend(KEY.id, 7)
+    async with asyncio.timeout(10):
+        await written.wait()
+    await budgets.aclose()
+    assert counts.rows == {(KEY.id, WEDNESDAY.date()): 7}
+    assert [record.exc_info is not None for record in caplog.records] == [True]
+
+
+async def test_a_stop_in_the_middle_of_a_write_does_not_write_it_twice(clock: Clock) -> None:
+    counts = OverlappingCounts(clock)
+    budgets = Budgets(counts, clock=clock, now=clock.utc, every_s=0.01)
+    budgets.start()
+    budgets.spend(KEY.id, 7)
+    await counts.written.wait()
+    closing = asyncio.create_task(budgets.aclose())
+    await asyncio.sleep(0)
+    counts.answer.set()
+    await closing
+    assert counts.rows == {(KEY.id, WEDNESDAY.date()): 7}
+
+
 class Accounts(RuleBasedStateMachine):
     """Three processes over one store that comes and goes; at any time no token is lost, and none counts twice."""
 

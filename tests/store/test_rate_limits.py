@@ -32,8 +32,10 @@ class Clock:
 @asynccontextmanager
 async def limits_over(url: str | None, metrics: Metrics | None = None) -> AsyncIterator[RateLimits]:
     limits = RateLimits(url, metrics)
-    yield limits
-    await limits.aclose()
+    try:
+        yield limits
+    finally:
+        await limits.aclose()
 
 
 async def passed(limits: RateLimits, key: KeyRecord, times: int) -> int:
@@ -100,6 +102,55 @@ async def test_in_redis_processes_share_one_exact_count(redis_server: Redis) -> 
         assert 50 < caught.value.retry_after_s <= 60
     with redis_server.client() as client:
         assert all(0 < client.ttl(name) <= 60 for name in client.scan_iter()), "it empties itself"
+
+
+async def test_a_burst_of_hundreds_is_counted_in_redis_all_the_same(
+    redis_server: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with limits_over(redis_server.url) as limits:
+        assert await passed(limits, replace(KEY, rate_limit_rpm=50), 400) == 50
+    assert caplog.messages == [], "a burst is no outage"
+
+
+async def test_a_redis_that_has_forgotten_the_script_is_told_it_again(
+    redis_server: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with limits_over(redis_server.url) as limits:
+        await limits.check(KEY)
+        with redis_server.client() as client:
+            client.script_flush()
+        assert await passed(limits, KEY, 10) == 2
+    assert caplog.messages == []
+
+
+async def test_a_request_that_is_cancelled_midway_spoils_no_other(
+    redis_server: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with limits_over(redis_server.url) as limits:
+        for turns in range(30):
+            leaving = asyncio.create_task(limits.check(replace(KEY, id="leaving", rate_limit_rpm=10**6)))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            leaving.cancel()
+            await asyncio.wait({leaving})
+        assert await passed(limits, KEY, 10) == 3
+    assert caplog.messages == []
+
+
+async def test_without_redis_at_the_start_each_process_counts_for_itself_until_it_is_there(
+    redis_server: Redis,
+) -> None:
+    await asyncio.to_thread(redis_server.stop)
+    async with limits_over(redis_server.url) as limits:
+        assert await passed(limits, KEY, 5) == 3
+        await asyncio.to_thread(redis_server.start)
+        async with asyncio.timeout(10):
+            while limits._outage.away:
+                await limits.check(replace(KEY, id="probing", rate_limit_rpm=10**6))
+                await asyncio.sleep(0)
+        assert await passed(limits, replace(KEY, id="after"), 5) == 3
+    with redis_server.client() as client:
+        assert any(b"after" in name for name in client.scan_iter())
 
 
 @pytest.mark.parametrize("how", ["kill", "freeze"])

@@ -31,13 +31,13 @@ def test_a_database_file_that_others_could_read_is_closed_to_them(sqlite_url: st
     assert _mode(database_path) == 0o600
 
 
-async def test_sqlite_writes_ahead_and_checks_foreign_keys(sqlite_database: Database) -> None:
+async def test_sqlite_writes_ahead_checks_foreign_keys_and_syncs_each_commit(sqlite_database: Database) -> None:
     async with sqlite_database.begin() as connection:
         values = [
             (await connection.exec_driver_sql(f"PRAGMA {name}")).scalar_one()
-            for name in ("journal_mode", "foreign_keys", "busy_timeout")
+            for name in ("journal_mode", "foreign_keys", "busy_timeout", "synchronous")
         ]
-    assert values == ["wal", 1, 5000]
+    assert values == ["wal", 1, 5000, 2]
 
 
 def test_a_file_that_is_no_database_is_an_error_without_its_path(sqlite_url: str, database_path: Path) -> None:
