@@ -163,9 +163,10 @@ class Gateway:
                 target = self._target(resolved)
                 tokens = asked.exchange.estimated_usage().input_tokens
                 reasons: tuple[str, ...] = obstacles(asked.edited, target, input_tokens=tokens, home=home)
+                if same_account(target, home):  # by another name; it has just failed
+                    reasons = ("same_model",)
                 if not reasons:
-                    sealed = not same_account(target, home)
-                    yield self._build(asked, resolved, without_reasoning=sealed)
+                    yield self._build(asked, resolved, without_reasoning=True)
             except GatewayError as error:
                 reasons = (error.code,)
             if reasons:

@@ -7,6 +7,8 @@ import asyncio
 import pytest
 
 from orqen_ray.errors import Overloaded, UpstreamError
+from orqen_ray.providers.catalog import Provider
+from orqen_ray.providers.concurrency import Slots
 from orqen_ray.providers.forward import Forwarder, Timeouts
 from orqen_ray.types import Credentials, UpstreamReply
 from tests.providers.scripted import call, forwarder, lab, read, reply, say_nothing, say_one_thing, scripted
@@ -121,4 +123,15 @@ async def test_a_provider_without_a_limit_makes_nobody_wait() -> None:
     arrived, all_there = list[int](), asyncio.Event()
     async with scripted(slow) as server, forwarder(lab(server.url), SHORT, lab=KEY) as upstream:
         answers = await asyncio.gather(*(upstream.send(call()) for _ in range(30)))
+        assert [await read(answer) for answer in answers] == [b"{}"] * 30
     assert [answer.status for answer in answers] == [200] * 30
+
+
+async def test_a_slot_that_is_freed_twice_lets_one_in() -> None:
+    slots = Slots([Provider(name="lab", dialect="openai_chat", max_concurrent_requests=1)])
+    slot = await slots.take("lab", 0.01)
+    slot.free()
+    slot.free()
+    await slots.take("lab", 0.01)
+    with pytest.raises(Overloaded):
+        await slots.take("lab", 0.01)
