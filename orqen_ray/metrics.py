@@ -146,7 +146,7 @@ def _keep_in(directory: str | None) -> None:
     if directory is None:
         values.ValueClass = values.MutexValue
     elif values.ValueClass is values.MutexValue:
-        values.ValueClass = values.get_value_class()
+        values.ValueClass = values.get_value_class()  # type: ignore[no-untyped-call]
     _shares = values.ValueClass is not values.MutexValue
 
 
