@@ -46,7 +46,7 @@ class KeyRing:
     """Keys, their circuits and their rests, in one process. What it remembers is bounded and lost with the process.
 
     Args:
-        patience_s: when each key of a provider has to rest for longer than this, a call is refused at once.
+        patience_s: when each of several keys has to rest for longer than this, a call is refused at once.
         clock: seconds; any that never goes back.
     """
 
@@ -137,7 +137,8 @@ class KeyRing:
         now_s = self._clock()
         waits = [self._rests.get((call.provider, key.label, call.model), 0.0) - now_s for key in order]
         shortest_s = min(waits)
-        if shortest_s > self._patience_s:
+        # Of one key the provider itself says best what is wrong, and a smaller request may still pass.
+        if len(order) > 1 and shortest_s > self._patience_s:
             raise Overloaded(
                 f"the provider {call.provider!r} asked to be left alone for another {shortest_s:.0f} s; try again then",
                 retry_after_s=shortest_s,

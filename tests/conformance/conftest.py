@@ -21,7 +21,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     environment = {**ENVIRONMENT, "ORQEN_BOOTSTRAP_KEY": f"sk-orq-{secrets.token_hex(32)}"}
     with conformance_upstream() as upstream, aimock(folder) as aimock_url:
         rows = provider_rows(upstream.url) | (aimock_rows(aimock_url) if aimock_url else {})
-        settings = {"providers": rows, "retries": {"max_retries": 0}}
+        patient = {"failures": 1000}  # these providers fail on purpose, in tests of any order
+        settings = {"providers": rows, "retries": {"max_retries": 0}, "circuit_breaker": patient}
         with running_gateway(folder, settings, environment) as gateway:
             lab = Lab(gateway, upstream, folder)
             yield lab

@@ -102,6 +102,7 @@ def test_when_each_key_rests_the_first_to_be_ready_is_tried_or_the_call_refused_
     with pytest.raises(Overloaded, match="left alone") as caught:
         chosen(keys, "")
     assert caught.value.retry_after_s == 60, "one huge Retry-After does not shut a key for an hour"
+    assert chosen(keys, "", KEYS[:1]) == "one", "an only key is asked: its provider says best what is wrong"
 
 
 def test_what_is_remembered_of_rests_is_bounded() -> None:
