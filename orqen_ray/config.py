@@ -170,7 +170,7 @@ class RetrySettings(_Section):
 
 
 class CircuitBreakerSettings(_Section):
-    failures: int = Field(default=5, ge=1, le=1000)
+    failures: int = Field(default=10, ge=1, le=1000)
     failure_ratio: float = Field(default=0.5, gt=0, le=1)
     window_s: Seconds = 30
     cooldown_s: Seconds = 5

@@ -20,7 +20,7 @@ class BreakerPolicy:
         cooldown_s: how long the circuit stays open; doubles with each probe that fails, up to `cooldown_max_s`.
     """
 
-    failures: int = 5
+    failures: int = 10
     failure_ratio: float = 0.5
     window_s: float = 30.0
     cooldown_s: float = 5.0
