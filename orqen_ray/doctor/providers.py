@@ -78,12 +78,14 @@ async def _check(row: Provider, catalog: Catalog, credentials: CredentialSource)
     if "models" not in row.families:
         unasked = f"{reached.host} answers; the credentials were not tried, it has no free call"
         return ok(name, unasked), reached
-    asked = await asyncio.gather(*(_ask(row, catalog, key) for key in keys or (None,)))
+    names = [name if len(keys) < 2 else f"{name} ({key.label})" for key in keys] or [name]
+    asked = await asyncio.gather(
+        *(_ask(each, row, catalog, key) for each, key in zip(names, keys or (None,), strict=True))
+    )
     return next((finding for finding in asked if finding.state != "ok"), asked[0]), reached
 
 
-async def _ask(row: Provider, catalog: Catalog, secret: Credentials | None) -> Finding:
-    name = f"provider {row.name}" if secret is None else f"provider {row.name} ({secret.label})"
+async def _ask(name: str, row: Provider, catalog: Catalog, secret: Credentials | None) -> Finding:
     try:
         async with asyncio.timeout(_CALL_TIMEOUT_S):
             answer = await probe(catalog, row, secret, None)

@@ -18,6 +18,9 @@ from orqen_ray.store.keys import Keys
 from tests.api.conftest import ROWS, ScriptedUpstream
 from tests.servers import Postgres
 
+NOTICED_S = 3.0
+"""Well below the five seconds after which a connection to the database is given up; above what a busy machine adds."""
+
 BODY = b'{"model": "lab-openai/m", "messages": [{"role": "user", "content": "hi"}]}'
 
 
@@ -64,7 +67,7 @@ async def test_an_outage_of_the_database_costs_no_request_of_a_known_key(
         for _ in range(50):
             answers.append(await ask(client, secret))
         status, took_s = await ask(client, late_secret)
-        assert (status, took_s < 1) == (503, True)
+        assert (status, took_s < NOTICED_S) == (503, True)
         checked_until_s = time.monotonic() + 1.5  # beyond the second in which nobody asks
         while time.monotonic() < checked_until_s:
             assert (await client.get("/readyz")).status_code == 200
@@ -81,7 +84,7 @@ async def test_an_outage_of_the_database_costs_no_request_of_a_known_key(
         while (await ask(client, late_secret))[0] != 200:
             assert time.monotonic() - revoked_s < 5
     assert {status for status, _ in answers} == {200}
-    assert max(took_s for _, took_s in answers) < 1
+    assert max(took_s for _, took_s in answers) < NOTICED_S
     said = [message for message in caplog.messages if "the database cannot be read" in message]
     assert len(said) == 2 and "over after" in said[1]
 

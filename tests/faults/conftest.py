@@ -16,7 +16,7 @@ from tests.conftest import RunningGateway, family_of, running_gateway
 from tests.faults.provider import FaultyProvider, faulty_provider
 from tests.faults.table import ROWS, table
 
-IDLE_S = 1.0
+IDLE_S = 2.0
 GRAPH = {"forwarder": {"placement": "pool"}, "ingress": {"min_replicas": 2, "max_replicas": 2}}
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from orqen_ray.traces.reader import read_traces
 from tests.conftest import family_of
-from tests.faults.conftest import FaultyGateway
+from tests.faults.conftest import FaultyGateway, wait_until
 from tests.faults.load import Load
 from tests.faults.table import note
 
@@ -28,11 +28,11 @@ def victims(faulty: FaultyGateway, which: str) -> list[psutil.Process]:
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("which", ["Ingress", "Forwarder", "writer"])
 async def test_a_process_is_killed_under_load(faulty: FaultyGateway, which: str) -> None:
-    found = await asyncio.to_thread(victims, faulty, which)
-    assert found, f"there is no {which} to kill"
-    victim = found[0]
     async with Load(faulty.url, faulty.key, model=faulty.model("stream"), prefix=f"kill-{which}") as load:
         await load.until(BEFORE)
+        # The writer's child starts with the first rows that are old enough to be shipped.
+        await asyncio.to_thread(wait_until, lambda: bool(victims(faulty, which)), 30)
+        victim = (await asyncio.to_thread(victims, faulty, which))[0]
         killed_s = asyncio.get_running_loop().time()
         victim.kill()
         await load.until(AFTER, within_s=RECOVERS_WITHIN_S)
