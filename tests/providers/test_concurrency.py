@@ -38,6 +38,7 @@ async def test_who_finds_no_slot_in_time_is_told_to_come_again() -> None:
         assert caught.value.status == 429 and caught.value.retry_after_s >= 1
         await open_calls[0].aclose()
         assert await is_free(upstream)
+        await open_calls[1].aclose()
 
 
 async def test_those_who_wait_are_served_in_the_order_they_came() -> None:
