@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from tests.servers import Redis
 from tests.test_cli import API_KEY, Upstream, connect_row, home, json_of, orqen, upstream  # noqa: F401  # fixtures
 
 Findings = dict[str, dict[str, Any]]
@@ -236,3 +237,16 @@ def test_no_secret_is_shown_whatever_is_broken(installed: Path, monkeypatch: pyt
     shown = orqen("doctor").output + orqen("doctor", "--json").output
     assert secret not in shown and API_KEY not in shown
     assert os.environ["ORQEN_DATABASE_URL"] not in shown
+
+
+def test_a_redis_is_tried_where_one_is_configured(
+    installed: Path, monkeypatch: pytest.MonkeyPatch, redis_server: Redis
+) -> None:
+    assert "redis" not in doctor("--no-providers")[1]
+    monkeypatch.setenv("ORQEN_REDIS_URL", redis_server.url)
+    code, found = doctor("--no-providers")
+    assert (code, found["redis"]["state"]) == (0, "ok")
+    redis_server.stop()
+    code, found = doctor("--no-providers")
+    assert (code, found["redis"]["state"]) == (1, "failed")
+    assert "of%2Fthe" not in json.dumps(found)

@@ -22,6 +22,7 @@ async def examine(*, ask_providers: bool = True) -> list[Finding]:
             "credentials": partial(store.check_credentials, settings),
             "keys": partial(store.check_keys, settings),
             "traces": partial(store.check_disk, settings),
+            "redis": partial(store.check_redis, settings),
         }
         if ask_providers:
             checks["providers"] = partial(providers.check_providers, settings)

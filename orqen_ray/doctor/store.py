@@ -17,6 +17,7 @@ from orqen_ray.store.database import Database
 from orqen_ray.store.database_url import sqlite_path
 from orqen_ray.store.health import inspect_database
 from orqen_ray.store.keys import Keys
+from orqen_ray.store.rate_limits import try_redis
 from orqen_ray.store.secrets import ProviderSecrets
 from orqen_ray.traces.location import local_directory, spool_directory
 
@@ -57,6 +58,18 @@ async def check_database(settings: Settings) -> list[Finding]:
     if health.clock_offset_s is not None:
         findings.append(clock_finding("the database's", health.clock_offset_s))
     return findings or [ok("database", f"answers, is up to date and can be written ({health.latency_ms:.1f} ms)")]
+
+
+async def check_redis(settings: Settings) -> list[Finding]:
+    """Only where one is configured."""
+    if settings.storage.redis_url is None:
+        return []
+    try:
+        took_ms = await try_redis(settings.storage.redis_url)
+    except StoreUnavailable as error:
+        advice = "start it, or mend the URL; until then each process counts requests for itself"
+        return [failed("redis", error.message, advice)]
+    return [ok("redis", f"counts a request in {took_ms:.1f} ms")]
 
 
 def clock_finding(whose: str, offset_s: float) -> Finding:

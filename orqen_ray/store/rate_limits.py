@@ -15,7 +15,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from orqen_ray.errors import Overloaded
+from orqen_ray.errors import Overloaded, StoreUnavailable
 from orqen_ray.metrics import Metrics
 from orqen_ray.store.keys import KeyRecord
 from orqen_ray.store.outage import Outage
@@ -131,6 +131,23 @@ class LocalWindow:
             if made_s[-1] > before_s:
                 return
             del self._made_s[key_id]
+
+
+async def try_redis(url: str) -> float:
+    """How many milliseconds a request's count takes there.
+
+    Raises:
+        StoreUnavailable: it cannot be used.
+    """
+    window = RedisWindow(url)
+    started_s = time.perf_counter()
+    try:
+        await window.hit(_PROBE, 100)
+    except (RedisError, OSError) as error:
+        raise StoreUnavailable("storage.redis_url: this Redis does not answer, or refuses the password") from error
+    finally:
+        await window.aclose()
+    return (time.perf_counter() - started_s) * 1000
 
 
 class RedisWindow:
