@@ -12,6 +12,8 @@ from orqen_ray import errors
 from orqen_ray.api.app import create_app
 from orqen_ray.service import Service
 from tests.api.conftest import service, upstream  # noqa: F401  # fixtures
+from tests.faults.test_kills import KILLED
+from tests.faults.test_provider_faults import BEFORE_THE_FIRST_BYTE, INSIDE_A_STREAM
 
 ROOT = Path(__file__).parent.parent
 API = (ROOT / "docs" / "api.md").read_text()
@@ -41,6 +43,11 @@ def test_every_status_of_an_error_is_documented() -> None:
     kinds = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.GatewayError)]
     for kind in kinds:
         assert re.search(rf"\b{kind.status}\b", API), f"{kind.__name__} {kind.status}"
+
+
+@pytest.mark.parametrize("fault", [*BEFORE_THE_FIRST_BYTE, *INSIDE_A_STREAM, "error-stream", *KILLED])
+def test_every_fault_is_documented(fault: str) -> None:
+    assert f"`{fault}`" in (ROOT / "docs" / "faults.md").read_text()
 
 
 @pytest.mark.parametrize("document", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)

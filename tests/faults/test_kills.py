@@ -14,6 +14,7 @@ from tests.faults.conftest import FaultyGateway, wait_until
 from tests.faults.load import Load
 from tests.faults.table import note
 
+KILLED = ("Ingress", "Forwarder", "writer")
 BEFORE, AFTER = 100, 200
 RECOVERS_WITHIN_S = 60.0
 
@@ -26,7 +27,7 @@ def victims(faulty: FaultyGateway, which: str) -> list[psutil.Process]:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("which", ["Ingress", "Forwarder", "writer"])
+@pytest.mark.parametrize("which", KILLED)
 async def test_a_process_is_killed_under_load(faulty: FaultyGateway, which: str) -> None:
     async with Load(faulty.url, faulty.key, model=faulty.model("stream"), prefix=f"kill-{which}") as load:
         await load.until(BEFORE)
