@@ -28,7 +28,8 @@ from orqen_ray.retry_after import read_wait_s
 from orqen_ray.types import Call, Upstream, UpstreamReply
 
 RETRYABLE_STATUSES = frozenset({408, 429, 500, 502, 503, 504, 529})
-_KEY_STATUSES = frozenset({401, 403, 429})
+_REFUSED_STATUSES = frozenset({401, 403})
+_KEY_STATUSES = _REFUSED_STATUSES | {429}
 """What a provider answers to one key and perhaps not to another."""
 
 _RESERVE = 10.0
@@ -233,7 +234,8 @@ class Attempts:
             call, delay_s = again
             if delay_s >= self._left_s(exchange):
                 return outcome
-            if not self._budget.spend(provider):
+            # A key that is refused outright burdens nobody, and the next one must not wait for a budget.
+            if outcome.status not in _REFUSED_STATUSES and not self._budget.spend(provider):
                 self._metrics.retries_refused.labels(provider).inc()
                 return outcome
             self._metrics.retries.labels(provider).inc()
@@ -276,9 +278,15 @@ class Attempts:
         finally:
             for task in tasks:
                 task.cancel()
-            for ended in await asyncio.gather(*tasks, return_exceptions=True):
-                if isinstance(ended, _Outcome) and ended is not winner:
-                    await ended.aclose()
+            try:
+                await asyncio.gather(*tasks, return_exceptions=True)
+            except asyncio.CancelledError:  # the caller left while the other call was let go
+                winner = None
+                raise
+            finally:
+                for task in tasks:
+                    if not task.cancelled() and task.exception() is None and task.result() is not winner:
+                        await task.result().aclose()
         assert winner is not None
         return winner
 

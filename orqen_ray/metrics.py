@@ -79,7 +79,7 @@ class Metrics:
         self.retries_refused = counter("orqen_retries_refused", "Not made: the budget was spent.", ("provider",))
         self.fallbacks = counter("orqen_fallbacks", "Requests handed to another model.", ("provider",))
         self.open_circuits = gauge(
-            "orqen_open_circuits", "Keys not called because they fail.", ("provider",), multiprocess_mode="livemax"
+            "orqen_open_circuits", "Keys not called for a model: they fail.", ("provider",), multiprocess_mode="livemax"
         )
         self.limited = counter("orqen_limited_requests", "Answered 429 by the gateway itself.", ("reason",))
         self.store_failures = counter("orqen_store_failures", "Failed calls to database or redis.", ("store",))

@@ -211,6 +211,15 @@ async def test_the_last_key_that_is_refused_is_not_tried_again(status: int) -> N
     assert (await run.ask())[1].status == status and len(run.upstream.calls) == 1
 
 
+async def test_a_key_that_is_refused_costs_the_callers_nothing_as_long_as_there_is_another() -> None:
+    run = Run(Scripted([]), RetryPolicy(max_retries=1, budget_ratio=0.0))
+    run.upstream.steps = [
+        lambda call: answers(key="two")(call) if call.avoid_keys else answers(401, key="one", other_keys=True)(call)
+    ]
+    assert [(await run.ask())[1].status for _ in range(50)] == [200] * 50
+    assert run.count("orqen_retries_refused_total") == 0 and run.count("orqen_retries_total") == 50
+
+
 # --- Deadline -----------------------------------------------------------------------------------------------------
 
 
@@ -323,6 +332,27 @@ async def test_a_caller_that_leaves_takes_both_calls_with_it() -> None:
     with pytest.raises(asyncio.CancelledError):
         await asking
     assert sorted(run.upstream.cancelled) == [1, 2]
+
+
+async def test_a_caller_that_leaves_while_the_slower_call_is_let_go_leaves_nothing_open() -> None:
+    letting_go, gone = asyncio.Event(), asyncio.Event()
+
+    async def slow_to_go(number: int) -> None:
+        try:
+            await never(number)
+        except asyncio.CancelledError:
+            letting_go.set()
+            await gone.wait()
+            raise
+
+    run = Run(Scripted([answers(key="two")], before=slow_to_go), HEDGING)
+    asking = asyncio.create_task(run.ask())
+    await letting_go.wait()
+    asking.cancel()
+    gone.set()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert [each.chunks.closed for each in run.upstream.replies] == [1]  # type: ignore[attr-defined]
 
 
 async def test_hedges_count_as_retries_and_never_repeat_what_is_no_chat() -> None:

@@ -28,7 +28,7 @@ class BreakerPolicy:
 
 
 class Breaker:
-    """The circuit of one key. For one event loop: nothing here awaits, so nothing needs a lock.
+    """The circuit of one key for one model. For one event loop: nothing here awaits, so nothing needs a lock.
 
     Args:
         clock: seconds; any that never goes back.
@@ -79,9 +79,15 @@ class Breaker:
         return self._probe
 
     def fail(self) -> None:
-        """Count a failure that came after a call's verdict: an answer that began well and broke off."""
+        """Count a failure that came after a call's verdict, which has counted the call: an answer that broke off."""
         if self._state == "closed":
-            self._count(failed=True)
+            self._count(failed=True, calls=0)
+
+    def forget(self) -> None:
+        """Let go of a circuit that nobody looks at any more: it is closed, and says nothing after that."""
+        if self._state != "closed":
+            self._close()
+        self._on_change = None
 
     def _settle(self, permit: Permit, good: bool | None) -> None:
         if self._state == "closed":
@@ -95,19 +101,19 @@ class Breaker:
                 self._cooldown_s = min(2 * self._cooldown_s, self._policy.cooldown_max_s)
                 self._open()
 
-    def _count(self, *, failed: bool) -> None:
+    def _count(self, *, failed: bool, calls: int = 1) -> None:
         now_s, half_s = self._clock(), self._policy.window_s / 2
         if now_s - self._half_began_s >= half_s:
             recent = now_s - self._half_began_s < 2 * half_s
             self._calls_before, self._failed_before = (self._calls, self._failed) if recent else (0, 0)
             self._calls = self._failed = 0
             self._half_began_s = now_s
-        self._calls += 1
+        self._calls += calls
         if not failed:
             return
         self._failed += 1
-        failures, calls = self._failed + self._failed_before, self._calls + self._calls_before
-        if failures >= self._policy.failures and failures >= self._policy.failure_ratio * calls:
+        failures, in_all = self._failed + self._failed_before, self._calls + self._calls_before
+        if failures >= self._policy.failures and failures >= self._policy.failure_ratio * in_all:
             self._open()
             if self._on_change is not None:
                 self._on_change(True)

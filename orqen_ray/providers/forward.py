@@ -143,7 +143,7 @@ class Forwarder:
 
         def ended(broke_off: bool) -> None:
             slot.free()
-            if broke_off:
+            if broke_off and response.status < 500:  # else the call has counted as a failure already
                 chosen.broke_off()
 
         idle_s = self._timeouts.idle_s
@@ -160,7 +160,7 @@ class Forwarder:
         chosen.settle(response.status < 500)
         seen = allowed_reply_headers(response.headers)
         chunks: AsyncIterator[bytes] = body
-        if response.status == 429:
+        if response.status == 429 and chosen.circuit is not None:  # a caller's own secret is nobody else's to wait for
             self._keys.rest(call, chosen.label, read_wait_s(seen))
         if response.status >= 400:
             chunks = _once(redact(await read_error(body), secret))

@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from orqen_ray.errors import CircuitOpen
 from orqen_ray.metrics import Metrics
@@ -17,29 +18,40 @@ _REST_S = 1.0
 _MAX_REST_S = 60.0
 _MAX_RESTS = 4096
 _MAX_MOVED = 16_384
+_MAX_CIRCUITS = 4096
 _KEYLESS = (Credentials(label=""),)
 """Stands for the one way to a provider that needs no key."""
 
 
+_Place = tuple[str, str, str]
+"""Provider, label of its key, model."""
+
+
 @dataclass(slots=True)
 class Chosen:
-    """A key for one call, with leave to use it; `permit` must be settled."""
+    """A key for one call, with leave to use it; must be settled. `circuit`: whose failures count; None: nobody's."""
 
     credentials: Credentials | None
     label: str | None
     other_keys: bool
     permit: Permit | None
-    breaker: Breaker | None
+    circuit: Callable[[], Breaker] | None
+    settled: bool = False
 
     def settle(self, good: bool | None) -> None:
         """See `Permit.settle`."""
-        if self.permit is not None:
-            self.permit.settle(good)
+        if self.settled or self.circuit is None:
+            return
+        self.settled = True
+        # Most calls go well, so there is a circuit from the first failure on.
+        permit = self.circuit().acquire() if self.permit is None and good is False else self.permit
+        if permit is not None:
+            permit.settle(good)
 
     def broke_off(self) -> None:
         """The answer began well and failed later."""
-        if self.breaker is not None:
-            self.breaker.fail()
+        if self.circuit is not None:
+            self.circuit().fail()
 
 
 class KeyRing:
@@ -58,8 +70,9 @@ class KeyRing:
         self._policy = policy
         self._metrics = metrics
         self._clock = clock
-        self._breakers: dict[tuple[str, str], Breaker] = {}
-        self._rests: dict[tuple[str, str, str], float] = {}
+        self._circuits: OrderedDict[_Place, Breaker] = OrderedDict()  # the last used last
+        self._used_s: dict[_Place, float] = {}
+        self._rests: dict[_Place, float] = {}
         self._moved: OrderedDict[tuple[str, str], str] = OrderedDict()
 
     def choose(self, call: Call, keys: Sequence[Credentials]) -> Chosen:
@@ -72,17 +85,28 @@ class KeyRing:
             call.credentials.api_key or call.credentials.aws
         ):  # a caller's own secret must not open a circuit for others
             return Chosen(None, None, False, None, None)
+        self._forget_idle()
         order = self._order(call, keys) if len(keys) > 1 else keys or _KEYLESS
         if self._rests and len(order) > 1:
             order = self._rested(call, order)
+        waits: list[float] = []
         for key in order:
-            breaker = self._breaker(call.provider, key.label)
-            if (permit := breaker.acquire()) is not None:
-                others = any(other is not key and self._is_ready(call, other) for other in order)
-                return Chosen(key, key.label, others, permit, breaker) if keys else _keyless(permit, breaker)
-        wait_s = min(self._breaker(call.provider, key.label).wait_s for key in order)
+            place = call.provider, key.label, call.model
+            permit = None
+            if (breaker := self._circuits.get(place)) is not None:
+                self._touch(place)
+                if (permit := breaker.acquire()) is None:
+                    waits.append(breaker.wait_s)
+                    continue
+            circuit = partial(self._circuit, place)
+            if not keys:
+                return Chosen(None, None, False, permit, circuit)
+            others = any(other is not key and self._is_ready(call, other) for other in order)
+            return Chosen(key, key.label, others, permit, circuit)
+        wait_s = min(waits)
         raise CircuitOpen(
-            f"the provider {call.provider!r} failed too often and is not called for {wait_s:.0f} s; try again then",
+            f"the provider {call.provider!r} failed too often with this model and is not called for {wait_s:.0f} s; "
+            "try again then",
             retry_after_s=max(wait_s, 1.0),
             provider=call.provider,
         )
@@ -144,24 +168,40 @@ class KeyRing:
 
     def _is_ready(self, call: Call, key: Credentials) -> bool:
         """Not tried for this request, not resting, not failing."""
-        if key.label in call.avoid_keys or self._breaker(call.provider, key.label).wait_s > 0:
+        place = call.provider, key.label, call.model
+        breaker = self._circuits.get(place)
+        if key.label in call.avoid_keys or (breaker is not None and breaker.wait_s > 0):
             return False
-        return self._rests.get((call.provider, key.label, call.model), 0.0) <= self._clock()
+        return self._rests.get(place, 0.0) <= self._clock()
 
-    def _breaker(self, provider: str, label: str) -> Breaker:
-        breaker = self._breakers.get((provider, label))
+    def _circuit(self, place: _Place) -> Breaker:
+        """The circuit of a key for a model, made when there is none: it has just failed."""
+        breaker = self._circuits.get(place)
         if breaker is None:
-            gauge = self._metrics.open_circuits.labels(provider)
+            gauge = self._metrics.open_circuits.labels(place[0])
 
             def changed(opened: bool) -> None:
                 gauge.inc() if opened else gauge.dec()
 
-            breaker = self._breakers[provider, label] = Breaker(self._policy, self._clock, changed)
+            breaker = self._circuits[place] = Breaker(self._policy, self._clock, changed)
+            if len(self._circuits) > _MAX_CIRCUITS:
+                self._forget(next(iter(self._circuits)))
+        self._touch(place)
         return breaker
 
+    def _touch(self, place: _Place) -> None:
+        self._circuits.move_to_end(place)
+        self._used_s[place] = self._clock()
 
-def _keyless(permit: Permit, breaker: Breaker) -> Chosen:
-    return Chosen(None, None, False, permit, breaker)
+    def _forget_idle(self) -> None:
+        """A model that nobody asks for any more, or a key that is gone, must not be told of as failing for ever."""
+        idle_s = self._policy.window_s + self._policy.cooldown_max_s
+        while self._circuits and self._used_s[first := next(iter(self._circuits))] <= self._clock() - idle_s:
+            self._forget(first)
+
+    def _forget(self, place: _Place) -> None:
+        self._circuits.pop(place).forget()
+        del self._used_s[place]
 
 
 def _short(label: str) -> bytes:

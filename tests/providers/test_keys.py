@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -134,6 +135,33 @@ def test_a_key_that_fails_is_left_and_found_again() -> None:
     assert open_circuits(metrics) == 0
 
 
+def test_a_model_that_fails_takes_no_other_model_of_its_key_with_it() -> None:
+    keys = ring()
+    for _ in range(9):
+        keys.choose(call(model="good"), KEYS[:1]).settle(True)
+    for _ in range(2):
+        keys.choose(call(model="bad"), KEYS[:1]).settle(False)
+    with pytest.raises(CircuitOpen, match="this model"):
+        chosen(keys, "", KEYS[:1], model="bad")
+    assert chosen(keys, "", KEYS[:1], model="good") == "one" == chosen(keys, "", KEYS[:1], model="new")
+
+
+def test_a_circuit_that_nobody_looks_at_is_forgotten_and_there_are_only_so_many() -> None:
+    clock, metrics = Clock(), Metrics()
+    keys = ring(clock, metrics)
+    late = keys.choose(call(model="m4999"), KEYS)
+    for i in range(5_000):
+        for _ in range(2):
+            keys.choose(call(model=f"m{i}"), KEYS[:1]).settle(False)
+    assert open_circuits(metrics) == 4096
+    clock.now_s += POLICY.window_s + POLICY.cooldown_max_s
+    keys.choose(call(model="other"), KEYS).settle(True)
+    assert open_circuits(metrics) == 0
+    late.settle(False)
+    late.broke_off()
+    assert open_circuits(metrics) == 1, "what comes late begins a new circuit"
+
+
 async def test_a_provider_that_fails_is_not_called_until_it_cools_down() -> None:
     clock = Clock()
     async with (
@@ -169,6 +197,29 @@ async def test_a_callers_own_secret_opens_no_circuit_for_others() -> None:
         assert (await upstream.send(call())).status == 500
 
 
+async def test_a_callers_own_secret_that_has_to_wait_makes_nobody_else_wait() -> None:
+    first = chosen(ring(), "c")
+    async with scripted(reply(429, retry_after="50")) as server, forwarder(lab(server.url), lab=KEYS) as upstream:
+        own = Credentials(api_key="sk-own", label=first or "")
+        for _ in range(2):
+            assert (await upstream.send(call(conversation="c", credentials=own))).status == 429
+        assert (await upstream.send(call(conversation="c"))).key == first
+        assert (await upstream.send(call(conversation="c"))).key != first
+
+
+async def test_an_error_that_breaks_off_is_one_failure() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 500 X\r\ncontent-length: 100\r\n\r\npart")
+        await writer.drain()
+        raise ConnectionResetError
+
+    async with scripted(script) as server, forwarder(lab(server.url), breaker=POLICY, lab=KEYS[0]) as upstream:
+        for _ in range(2):
+            assert (await upstream.send(call())).status == 500
+        with pytest.raises(CircuitOpen):
+            await upstream.send(call())
+
+
 async def test_connection_failures_and_time_outs_open_a_circuit_but_deadlines_and_callers_that_leave_do_not() -> None:
     waits = Timeouts(first_byte_s=0.02)
     async with scripted(say_nothing) as server, forwarder(lab(server.url), breaker=POLICY, lab=KEYS[0]) as upstream:
@@ -200,9 +251,10 @@ async def test_connection_failures_and_time_outs_open_a_circuit_but_deadlines_an
         assert caught.value.key == "two"
 
 
-async def test_streams_that_fall_silent_open_a_circuit() -> None:
-    waits = Timeouts(idle_s=0.02)
-    async with scripted(say_one_thing) as server, forwarder(lab(server.url), waits, POLICY, lab=KEYS[0]) as upstream:
+@pytest.mark.parametrize("failure_ratio", [0.5, 1.0])
+async def test_streams_that_fall_silent_open_a_circuit(failure_ratio: float) -> None:
+    waits, policy = Timeouts(idle_s=0.02), replace(POLICY, failure_ratio=failure_ratio)
+    async with scripted(say_one_thing) as server, forwarder(lab(server.url), waits, policy, lab=KEYS[0]) as upstream:
         for _ in range(8):
             try:
                 answer = await upstream.send(call())
