@@ -14,6 +14,9 @@ from orqen_ray.tokens import TOKENS_PER_IMAGE, inline_pictures
 from orqen_ray.traces.row import Trace
 from orqen_ray.types import Attempt, Call
 
+OWN_PREFIX = "x-orqen-"
+"""How the names of the gateway's own headers begin."""
+
 _CHARS_PER_TOKEN = 4
 _MAX_HEADER_CHARS = 1024
 _ATTACHMENT = re.compile(rb"[A-Za-z0-9+/=]{1000,}")
@@ -64,6 +67,10 @@ class Exchange:
 
     def elapsed_ms(self) -> float:
         return (time.perf_counter() - self.started_s) * 1000
+
+    def of_caller(self, name: str) -> str:
+        """`name`, which a caller may have chosen, told from the same name of another caller."""
+        return f"{self.key_id}/{name}"
 
     def note_stage(self, name: str) -> None:
         """Note that stage `name` ends now; it began where the one before it ended."""

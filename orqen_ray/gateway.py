@@ -9,6 +9,7 @@ conversation that comes out as the same object means that nothing was edited.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +18,7 @@ import msgspec
 from orqen_ray.attempts import Attempts, Candidate, RetryPolicy
 from orqen_ray.conversation import Conversation, JsonObject
 from orqen_ray.errors import BadRequest, GatewayError
-from orqen_ray.exchange import Exchange, without_indexes
+from orqen_ray.exchange import OWN_PREFIX, Exchange, without_indexes
 from orqen_ray.formats.faithful import faithful_body, own_fields, request_credentials
 from orqen_ray.formats.format import Format
 from orqen_ray.formats.paths import chat_path
@@ -39,6 +40,8 @@ from orqen_ray.relay import Answer, Route, answer
 from orqen_ray.sessions import session_id
 from orqen_ray.traces.writer import TraceWriter
 from orqen_ray.types import Call, Credentials, Upstream, UpstreamReply
+
+logger = logging.getLogger(__name__)
 
 _REASONING = "messages.thinking"
 
@@ -134,13 +137,14 @@ class Gateway:
         """Record a request that gets no answer, and give its error the headers that it has earned so far."""
         exchange.fail(error)
         if isinstance(error, GatewayError):
-            error.headers = {**error.headers, **exchange.headers()}
+            # One error may be many requests', who all waited for the same look-up.
+            others = {name: value for name, value in error.headers.items() if not name.startswith(OWN_PREFIX)}
+            error.headers = {**others, **exchange.headers()}
         self.record(exchange)
 
     def record(self, exchange: Exchange) -> None:
         """Keep what became of the request, and what it cost its key; never fails it."""
-        record(exchange, self._traces, self._metrics)
-        self._spend(exchange.key_id, exchange.billed_tokens())
+        record(exchange, self._traces, self._metrics, self._spend)
 
     def _read(self, inbound: Inbound, payload: JsonObject) -> Conversation:
         own = own_fields(payload) if inbound.format.name == "openai_chat" else ()
@@ -157,18 +161,25 @@ class Gateway:
     async def _others(self, asked: _Asked, first: Resolved) -> AsyncGenerator[Candidate]:
         """The models to try in place of `first`, those that can read the conversation; built when their turn comes."""
         home = self._target(first)
+        tried = [home]
         for model in self._fallbacks.get(asked.conversation.model, ()):
             try:
                 resolved = await self.resolve(model, with_bedrock=asked.credentials is not None)
                 target = self._target(resolved)
                 tokens = asked.exchange.estimated_usage().input_tokens
                 reasons: tuple[str, ...] = obstacles(asked.edited, target, input_tokens=tokens, home=home)
-                if same_account(target, home):  # by another name; it has just failed
-                    reasons = ("same_model",)
+                # What a bare id means depends on which of its owners is connected.
+                if any(same_account(target, each) for each in tried):
+                    reasons = ("tried",)
                 if not reasons:
-                    yield self._build(asked, resolved, without_reasoning=True)
+                    other = self._build(asked, resolved, without_reasoning=True)
+                    tried.append(target)
+                    yield other
             except GatewayError as error:
                 reasons = (error.code,)
+            except Exception:  # the caller shall hear of the failure that it has, not of one more
+                logger.exception("a fallback could not be tried")
+                reasons = ("internal",)
             if reasons:
                 asked.exchange.excluded[model] = reasons
 
@@ -215,7 +226,7 @@ class Gateway:
             credentials=asked.credentials if dialect.name == "bedrock_converse" else None,
             stream=conversation.stream,
             model=target.model_id,
-            conversation=asked.exchange.session_id,
+            conversation=asked.exchange.of_caller(asked.exchange.session_id),
             key_bound=capabilities.prefix_bound and holds_sealed_reasoning(edited),
         )
         route = Route(

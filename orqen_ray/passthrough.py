@@ -177,7 +177,7 @@ async def _send(gateway: Gateway, inbound: Inbound, plan: Awaitable[_Outgoing]) 
             headers=allowed_request_headers(provider.dialect, inbound.headers),
             stream=True,
             model=outgoing.target.model_id,
-            conversation="" if outgoing.own_account else exchange.session_id or inbound.request_id,
+            conversation="" if outgoing.own_account else exchange.of_caller(exchange.session_id or inbound.request_id),
             key_bound=outgoing.own_account,
         )
         nothing = Conversation(format=inbound.format.name, model=outgoing.model, messages=())

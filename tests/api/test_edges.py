@@ -13,7 +13,7 @@ from starlette.types import Message
 
 from orqen_ray.api.app import create_app
 from orqen_ray.attempts import RetryPolicy
-from orqen_ray.errors import UpstreamUnavailable
+from orqen_ray.errors import StoreUnavailable, UpstreamUnavailable
 from orqen_ray.retry_after import read_wait_s
 from orqen_ray.service import Service
 from orqen_ray.traces.reader import read_traces
@@ -275,3 +275,30 @@ async def test_the_trace_of_an_unknown_model_names_it(service: Service, client: 
     await client.post(CHAT, json={**ASK, "model": "no-such-model"})
     (row,) = await rows(service)
     assert (row["status"], row["requested_model"]) == (404, "no-such-model")
+
+
+async def test_an_error_that_many_requests_share_carries_the_headers_of_none_of_the_others(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream
+) -> None:
+    shared = StoreUnavailable("the gateway's database does not answer")
+
+    async def fails(call: Call) -> UpstreamReply:
+        raise shared
+
+    upstream.send = fails  # type: ignore[method-assign]
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    first = await client.post(CHAT, json={**ASK, "tools": [tool]})
+    second = await client.post(CHAT, json=ASK)
+    assert first.headers["x-orqen-tools-input"] == "1" and "x-orqen-tools-input" not in second.headers
+
+
+async def test_conversations_of_two_keys_are_two_whatever_their_callers_name_them(
+    service: Service, client: httpx.AsyncClient, upstream: ScriptedUpstream
+) -> None:
+    other = {"authorization": f"Bearer {await secret_of(service)}"}
+    for path in (CHAT, "/v1/embeddings"):
+        upstream.calls.clear()
+        for headers in ({}, {}, other):
+            await client.post(path, json={**ASK, "input": "x"}, headers={"x-orqen-session-id": "1", **headers})
+        first, again, others = (call.conversation for call in upstream.calls)
+        assert first == again != others

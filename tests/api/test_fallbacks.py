@@ -147,6 +147,39 @@ async def test_a_fallback_of_the_callers_format_gets_the_callers_bytes(tmp_path:
     assert answer.status_code == 200 and answer.headers["x-orqen-dropped"] == "new"
 
 
+async def test_a_fallback_that_turns_out_to_be_the_model_itself_is_not_asked_again(tmp_path: Path) -> None:
+    rows = {
+        "first": {"dialect": "openai", "base_url": "http://lab.invalid/v1", "models": [{"id": "m"}]},
+        "lab-openai": {"dialect": "openai", "base_url": "http://lab.invalid/v1", "models": [{"id": "m"}]},
+        "lab-anthropic": {"dialect": "anthropic", "base_url": "http://lab.invalid"},
+    }
+    upstream = Failing(lab_openai=503)  # `first` is not connected
+    fallbacks = {"m": ["lab-openai/m", "lab-anthropic/n"]}
+    async with lab_gateway(tmp_path, upstream, rows, fallbacks=fallbacks, retries=NONE) as lab:
+        assert (await lab.client.post(CHAT, json={**ASK, "model": "m"})).status_code == 200
+    assert upstream.asked == ["lab-openai", "lab-anthropic"]
+
+
+async def test_a_bug_on_the_way_to_a_fallback_leaves_the_caller_with_the_first_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    upstream = Failing(lab_openai=lambda: CircuitOpen("failed too often", retry_after_s=9))
+    connected, asked = upstream.connected, list[int]()
+
+    async def fails_later() -> frozenset[str]:
+        asked.append(1)
+        if len(asked) == 2:
+            raise RuntimeError("a bug")
+        return await connected()
+
+    upstream.connected = fails_later  # type: ignore[method-assign]
+    fallbacks = {"lab-openai/m": ["lab-anthropic/n"]}
+    async with lab_gateway(tmp_path, upstream, fallbacks=fallbacks) as lab:
+        answer = await lab.client.post(CHAT, json=ASK)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "9")
+    assert "fallback" in caplog.text
+
+
 # --- Only a model that can read what is there ----------------------------------------------------------------------
 
 THOUGHT = {"type": "thinking", "thinking": "hm", "signature": "sealed-by-one"}

@@ -70,7 +70,11 @@ async def test_sessions_ids_and_paths_leave_nothing_behind(service: Service, ups
             upstream.calls.clear()
 
     await storm(range(SESSIONS))
-    settled = resident_bytes()
-    await storm(range(SESSIONS, 2 * SESSIONS))
-    grown = resident_bytes() - settled
-    assert grown < MAY_GROW_BYTES, grown
+    grown: list[int] = []
+    for number in range(1, 4):  # what is kept shows each time; an arena that Python takes in between, once
+        settled = resident_bytes()
+        await storm(range(number * SESSIONS, (number + 1) * SESSIONS))
+        grown.append(resident_bytes() - settled)
+        if grown[-1] < MAY_GROW_BYTES:
+            return
+    raise AssertionError(grown)
