@@ -22,7 +22,8 @@ _log = logging.getLogger(__name__)
 class Outage:
     """What the last calls to one store say about the next one. One per process and store, on one event loop.
 
-    `away`: the newest call that has ended has failed. `slow`: one takes too long to be waited for, and none has ended since.
+    `away`: the newest call that has ended has failed. `slow`: one takes too long to be waited for, and none has ended
+    since.
     """
 
     def __init__(
