@@ -22,7 +22,8 @@ _log = logging.getLogger(__name__)
 class Outage:
     """What the last calls to one store say about the next one. One per process and store, on one event loop.
 
-    `away`: the last call that ended has failed. `slow`: one takes too long to be waited for, and none has ended since.
+    `away`: the newest call that has ended has failed. `slow`: one takes too long to be waited for, and none has ended
+    since.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class Outage:
         self._what = what
         self._clock = clock
         self._began_s: float | None = None
-        self._next_try_s = float("-inf")
+        self._next_try_s = self._worked_from_s = float("-inf")
         self.slow = False
 
     @property
@@ -72,11 +73,16 @@ class Outage:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Notes whether the call inside fails with StoreUnavailable, or ends well."""
+        began_s = self._clock()
         try:
             yield
         except StoreUnavailable as error:
-            self.failed(error.__cause__ or error)
+            if began_s >= self._worked_from_s:
+                self.failed(error.__cause__ or error)
+            else:  # a later call has worked: what this one met is over
+                self._failures.inc()
             raise
+        self._worked_from_s = max(self._worked_from_s, began_s)
         self.worked()
 
     async def patiently(self, call: asyncio.Future[T], patience_s: float, *, note: bool = True) -> T:

@@ -78,6 +78,7 @@ class ProviderSecrets:
         self._clock = clock
         self._sealed: _Rows = {}
         self._opened: dict[str, tuple[Mapping[str, str], tuple[Credentials, ...]]] = {}
+        self._lost: dict[tuple[str, str], str] = {}
         self._fresh_until_s = self._read_at_s = float("-inf")
         self._refresh: asyncio.Task[None] | None = None
         self._reload_after_s = float("-inf")
@@ -123,10 +124,21 @@ class ProviderSecrets:
         if sealed is None:
             return ()
         rows, opened = self._opened.get(provider, ({}, ()))
-        if rows != sealed:
+        # What a key is missing for is tried again: its file may have got that key since.
+        if rows != sealed or (len(opened) < len(sealed) and self._clock() >= self._reload_after_s):
             opened = await self._open_all(provider, sealed)
             self._opened[provider] = sealed, opened
         return opened
+
+    async def lost(self) -> list[tuple[str, str]]:
+        """Provider and label of those that no key opens."""
+        rows = await self._rows()
+        for provider in rows:
+            try:
+                await self.get(provider)
+            except StoreUnavailable:
+                continue
+        return sorted(key for key, text in self._lost.items() if rows.get(key[0], {}).get(key[1]) == text)
 
     async def names(self) -> frozenset[str]:
         """The providers that have stored credentials."""
@@ -159,9 +171,12 @@ class ProviderSecrets:
         for label, text in sealed.items():
             try:
                 opened.append(await self._open(provider, label, text))
+                self._lost.pop((provider, label), None)
             except StoreUnavailable as error:
                 failure = error
-                _log.error("the credentials %s of %s cannot be opened", label, provider)
+                if self._lost.get((provider, label)) != text:  # said once
+                    self._lost[provider, label] = text
+                    _log.error("the credentials %s of %s cannot be opened", label, provider)
         if failure is not None and not opened:
             raise failure
         return tuple(opened)

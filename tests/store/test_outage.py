@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from orqen_ray.errors import StoreUnavailable
+from orqen_ray.metrics import Metrics
 from orqen_ray.store.authenticator import KeyCache
 from orqen_ray.store.budgets import Budgets
 from orqen_ray.store.cipher import Cipher
@@ -51,6 +52,22 @@ async def test_a_call_that_takes_too_long_makes_others_not_wait_until_one_ends()
     assert outage.slow and not outage.away and not outage.may_ask()
     outage.worked()
     assert outage.may_ask() and not call.cancelled()
+
+
+def test_a_call_of_the_outage_that_ends_after_it_begins_no_other() -> None:
+    clock = Clock()
+    metrics = Metrics()
+    outage = Outage("database", "x", metrics, clock)
+    with pytest.raises(StoreUnavailable), outage.watching():
+        clock.now_s += 5
+        with outage.watching():
+            pass
+        raise StoreUnavailable("timed out at last")
+    assert not outage.away and outage.may_ask()
+    assert metrics.registry.get_sample_value("orqen_store_failures_total", {"store": "database"}) == 1
+    with pytest.raises(StoreUnavailable), outage.watching():
+        raise StoreUnavailable("gone again")
+    assert outage.away
 
 
 @contextmanager

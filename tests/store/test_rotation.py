@@ -186,6 +186,24 @@ async def test_a_lost_key_takes_only_its_own_credentials_with_it(database: Datab
     assert await secrets.get("openai") == (Credentials(api_key="kept", label="b"),)
 
 
+async def test_one_of_several_that_cannot_be_opened_is_tried_again_and_said_once(
+    database: Database, key_file: KeyFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    now_s = 0.0
+    (first,) = key_file.read()
+    gateway = ProviderSecrets(database, cipher_of(key_file), clock=lambda: now_s)
+    await ProviderSecrets(database, Cipher(first)).put("openai", Credentials(api_key="sk-a", label="a"))
+    await ProviderSecrets(database, Cipher(NEW)).put("openai", Credentials(api_key="sk-b", label="b"))
+    for _ in range(20):
+        now_s += 0.5
+        assert await gateway.get("openai") == STORED["openai"][:1]
+    assert await gateway.lost() == [("openai", "b")]
+    assert caplog.messages == ["the credentials b of openai cannot be opened"]
+    key_file.write([NEW, first])  # as a rotation does, of which this row was a part
+    now_s += 1
+    assert await gateway.get("openai") == STORED["openai"] and await gateway.lost() == []
+
+
 async def test_a_row_with_another_label_than_it_was_sealed_with_is_refused(database: Database) -> None:
     secrets = ProviderSecrets(database, Cipher(OLD))
     await secrets.put("openai", Credentials(api_key="sk", label="a"))
