@@ -116,13 +116,14 @@ async def check_credentials(settings: Settings) -> list[Finding]:
                 failed("secret key", f"lost, and with it the stored credentials of {', '.join(names)}",
                        "set ORQEN_SECRET_KEY or restore the file secret.key, or connect these providers again")
             ]  # fmt: skip
-        broken = [name for name in names if not await _opens(secrets, name)]
+        lost = await secrets.lost()
+        broken = [provider if label == "default" else f"{provider} ({label})" for provider, label in lost]
     except StoreUnavailable:
         return [warning("credentials", "not checked: the database cannot be read", "mend the database first")]
     finally:
         await database.aclose()
     if broken:
-        advice = f"set ORQEN_SECRET_KEY as it was, or run `orqen providers connect {broken[0]}` again"
+        advice = f"set ORQEN_SECRET_KEY as it was, or run `orqen providers connect {lost[0][0]}` again"
         return [failed("credentials", f"the secret key does not open those of {', '.join(broken)}", advice)]
     return [ok("credentials", f"the secret key opens all of them ({len(names)} stored)")]
 
@@ -196,14 +197,6 @@ def _nearest(folder: Path) -> Path:
 def _there(settings: Settings) -> bool:
     path = sqlite_path(settings.storage.database_url)
     return path is None or path.exists()
-
-
-async def _opens(secrets: ProviderSecrets, name: str) -> bool:
-    try:
-        await secrets.get(name)
-    except StoreUnavailable:
-        return False
-    return True
 
 
 def _why(error: StoreUnavailable) -> str:
