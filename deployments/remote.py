@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
+from contextvars import Context
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
 from orqen_ray.errors import GatewayError, UpstreamTimeout, UpstreamUnavailable
+from orqen_ray.store.outage import forget_failure
 from orqen_ray.types import Call, UpstreamReply
 
 CONNECTED_FRESH_S = 2.0
@@ -57,7 +60,7 @@ class RemoteForwarder:
         self._idle_timeout_s = idle_timeout_s
         self._names: frozenset[str] = frozenset()
         self._fresh_until = 0.0
-        self._refresh = asyncio.Lock()
+        self._refresh: asyncio.Task[frozenset[str]] | None = None
 
     async def send(self, call: Call) -> UpstreamReply:
         """See `Upstream.send`. A cancelled send is cancelled in the pool too."""
@@ -87,10 +90,20 @@ class RemoteForwarder:
         """
         if time.monotonic() < self._fresh_until:
             return self._names
-        async with self._refresh:
-            if time.monotonic() >= self._fresh_until:
-                self._names = await _bounded(self._connected.remote(), CONNECTED_TIMEOUT_S)
-                self._fresh_until = time.monotonic() + CONNECTED_FRESH_S
+        if self._refresh is None or self._refresh.done():
+            # In no request's context: Serve would cancel the question with the request that happened to ask it.
+            self._refresh = asyncio.create_task(self._ask_names(), context=Context())
+            self._refresh.add_done_callback(forget_failure)
+        # All who wait share one question and its failure: asked one after another, they would wait ever longer.
+        refresh = self._refresh
+        await asyncio.wait({refresh})
+        if (error := refresh.exception()) is not None:
+            raise copy(error)
+        return refresh.result()
+
+    async def _ask_names(self) -> frozenset[str]:
+        self._names = await _bounded(self._connected.remote(), CONNECTED_TIMEOUT_S)
+        self._fresh_until = time.monotonic() + CONNECTED_FRESH_S
         return self._names
 
     async def aclose(self) -> None:

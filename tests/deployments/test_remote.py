@@ -53,8 +53,9 @@ class Frames:
 class Pool:
     """A handle whose streaming method answers with `frames`, and whose plain one counts its calls."""
 
-    def __init__(self, *script: Any) -> None:
+    def __init__(self, *script: Any, lost: bool = False) -> None:
         self.frames = Frames(list(script))
+        self.lost = lost
         self.asked = 0
 
     def options(self, *, method_name: str, **_: Any) -> Any:
@@ -70,6 +71,9 @@ class Connected:
 
     async def remote(self) -> frozenset[str]:
         self._pool.asked += 1
+        await asyncio.sleep(0)
+        if self._pool.lost:
+            raise ConnectionError("actor 7 at 10.0.0.3 died")
         return frozenset({"lab"})
 
 
@@ -160,3 +164,17 @@ async def test_who_is_connected_is_asked_once_for_many() -> None:
     forwarder = _forwarder(pool)
     assert set(await asyncio.gather(*(forwarder.connected() for _ in range(20)))) == {frozenset({"lab"})}
     assert pool.asked == 1
+
+
+async def test_those_who_wait_for_a_pool_that_is_lost_hear_of_it_together_and_the_next_one_asks_again() -> None:
+    pool = Pool(lost=True)
+    forwarder = _forwarder(pool)
+    asking = [asyncio.create_task(forwarder.connected()) for _ in range(20)]
+    await asyncio.sleep(0)
+    asking[0].cancel()
+    first, *others = await asyncio.gather(*asking, return_exceptions=True)
+    assert isinstance(first, asyncio.CancelledError)
+    assert all(isinstance(each, UpstreamUnavailable) for each in others) and pool.asked == 1
+    assert len({id(each) for each in others}) == 19, "each request adds headers of its own to its error"
+    pool.lost = False
+    assert await forwarder.connected() == {"lab"} and pool.asked == 2
