@@ -30,7 +30,8 @@ class Limits:
 
 
 class Body:
-    """The body of an answer as it arrives. It ends once: read to its end, closed, cancelled or failed.
+    """The body of an answer as it arrives. It ends once: read to its end, closed, cancelled or failed, and at the
+    deadline also when nobody reads, as when the caller does not.
 
     A class and not a generator: a generator that was never started closes nothing when it is closed.
 
@@ -46,6 +47,8 @@ class Body:
         self._provider = provider
         self._limits = limits
         self._ended: Callable[[bool], None] | None = ended
+        self._reading = False
+        self._timer = asyncio.get_running_loop().call_at(limits.deadline_s, self._expire)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -60,8 +63,10 @@ class Body:
                     raise TimeoutError
                 chunk = content.read_nowait()  # what is here already needs no timer
                 if not chunk and not content.at_eof():
+                    self._reading = True
                     async with asyncio.timeout_at(min(deadline_s, idle_at_s)):
                         chunk = await content.readany()
+                    self._reading = False
         except BaseException as error:
             self._end(broke_off=isinstance(error, UpstreamError) and not isinstance(error, DeadlinePassed))
             raise
@@ -74,8 +79,13 @@ class Body:
         """Close the connection, unless the body was read to its end."""
         self._end()
 
+    def _expire(self) -> None:
+        if not self._reading:  # else the reader's own timer ends it
+            self._end()
+
     def _end(self, *, broke_off: bool = False, close: bool = True) -> None:
         ended, self._ended = self._ended, None
+        self._timer.cancel()
         if close:
             self._response.close()
         if ended is not None:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from orqen_ray.errors import Overloaded, UpstreamError
+from orqen_ray.errors import DeadlinePassed, Overloaded, UpstreamError
 from orqen_ray.providers.catalog import Provider
 from orqen_ray.providers.concurrency import Slots
 from orqen_ray.providers.forward import Forwarder, Timeouts
@@ -113,6 +113,18 @@ async def end(upstream: Forwarder, how: str) -> None:
     await answer.aclose()
     if how == "closed twice":
         await answer.aclose()
+
+
+async def test_at_the_deadline_a_slot_comes_back_from_a_caller_that_does_not_read() -> None:
+    async with (
+        scripted(say_one_thing) as server,
+        forwarder(lab(server.url, max_concurrent_requests=1), lab=KEY) as upstream,
+    ):
+        answer = await upstream.send(call(deadline_s=0.05))
+        await asyncio.wait_for(server.closed.wait(), 5)
+        assert await is_free(upstream)
+        with pytest.raises(DeadlinePassed):
+            await read(answer)
 
 
 async def test_a_provider_without_a_limit_makes_nobody_wait() -> None:
