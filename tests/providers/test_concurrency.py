@@ -11,7 +11,17 @@ from orqen_ray.providers.catalog import Provider
 from orqen_ray.providers.concurrency import Slots
 from orqen_ray.providers.forward import Forwarder, Timeouts
 from orqen_ray.types import Credentials, UpstreamReply
-from tests.providers.scripted import call, forwarder, lab, read, reply, say_nothing, say_one_thing, scripted
+from tests.providers.scripted import (
+    call,
+    forwarder,
+    lab,
+    read,
+    reply,
+    say_nothing,
+    say_one_thing,
+    scripted,
+    until_eof,
+)
 
 KEY = Credentials(api_key="sk-upstream-secret")
 SHORT = Timeouts(queue_s=0.05)
@@ -113,6 +123,42 @@ async def end(upstream: Forwarder, how: str) -> None:
     await answer.aclose()
     if how == "closed twice":
         await answer.aclose()
+
+
+@pytest.mark.parametrize("how", ["no connection", "cancelled", "no head in time", "a redirect"])
+async def test_a_slot_comes_back_from_a_call_without_an_answer(how: str) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if server.connections > 1:
+            writer.write(reply())
+        elif how == "no connection":
+            writer.transport.abort()
+        elif how == "a redirect":
+            writer.write(b"HTTP/1.1 307 X\r\nlocation: /\r\ncontent-length: 100\r\n\r\n")
+        await until_eof(reader)
+
+    async with (
+        scripted(script) as server,
+        forwarder(lab(server.url, max_concurrent_requests=1), Timeouts(queue_s=0.05), lab=KEY) as upstream,
+    ):
+        sending = asyncio.create_task(upstream.send(call(deadline_s=0.1 if how == "no head in time" else 5)))
+        await server.arrived.wait()
+        if how == "cancelled":
+            sending.cancel()
+        await asyncio.wait([sending])
+        assert sending.cancelled() or isinstance(sending.exception(), UpstreamError)
+        await asyncio.wait_for(server.closed.wait(), 5)
+        assert await read(await upstream.send(call())) == b"{}"
+
+
+async def test_who_waits_in_line_waits_no_longer_than_the_request_may_take() -> None:
+    async with (
+        scripted(say_one_thing) as server,
+        forwarder(lab(server.url, max_concurrent_requests=1), Timeouts(queue_s=60), lab=KEY) as upstream,
+    ):
+        first = await upstream.send(call())
+        with pytest.raises(Overloaded):
+            await asyncio.wait_for(upstream.send(call(deadline_s=0.05)), 5)
+        await first.aclose()
 
 
 async def test_at_the_deadline_a_slot_comes_back_from_a_caller_that_does_not_read() -> None:

@@ -59,6 +59,27 @@ def test_a_conversation_stays_with_the_key_that_answered_it_last() -> None:
     assert chosen(keys) == first
 
 
+def test_the_conversations_that_have_moved_are_so_many_and_no_more() -> None:
+    keys = ring()
+    moved = {str(i): other_than(keys, str(i)) for i in range(16_400)}
+    for conversation, label in moved.items():
+        keys.served(call(conversation=conversation), label, KEYS)
+    stayed = [chosen(keys, conversation) == label for conversation, label in moved.items()]
+    assert stayed == [False] * 16 + [True] * 16_384
+
+
+def other_than(keys: KeyRing, conversation: str) -> str:
+    first = chosen(keys, conversation)
+    return next(key.label for key in KEYS if key.label != first)
+
+
+async def test_the_key_that_has_answered_a_conversation_answers_it_again() -> None:
+    first = chosen(ring())
+    async with scripted(reply()) as server, forwarder(lab(server.url), lab=KEYS) as upstream:
+        answers = [await upstream.send(call(conversation="c", avoid_keys=avoid)) for avoid in ((), (str(first),), ())]
+    assert answers[0].key == first != answers[1].key == answers[2].key
+
+
 def test_a_key_that_was_tried_comes_last_and_a_bound_call_never_leaves_its_own() -> None:
     keys = ring()
     first = str(chosen(keys))
