@@ -302,3 +302,13 @@ async def test_conversations_of_two_keys_are_two_whatever_their_callers_name_the
             await client.post(path, json={**ASK, "input": "x"}, headers={"x-orqen-session-id": "1", **headers})
         first, again, others = (call.conversation for call in upstream.calls)
         assert first == again != others
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages"])
+async def test_what_a_provider_says_of_waiting_reaches_a_caller_of_any_format(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream, path: str
+) -> None:
+    said = {"retry-after-ms": "1500", "x-should-retry": "false", "x-ratelimit-remaining-requests": "0"}
+    upstream.script = lambda call: (429, {"content-type": "application/json", **said}, [b'{"error":{"message":"no"}}'])
+    answer = await client.post(path, json={**ASK, "max_tokens": 9})
+    assert answer.status_code == 429 and {name: answer.headers[name] for name in said} == said

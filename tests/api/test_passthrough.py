@@ -128,3 +128,12 @@ async def test_every_listed_model_can_be_asked_for(client: httpx.AsyncClient, se
     for model in (await client.get("/v1/models")).json()["data"][:-4]:
         resolved = await service.gateway.resolve(model["id"])
         assert resolved.provider.name == model["owned_by"]
+
+
+async def test_a_stream_that_passes_through_and_begins_with_an_error_is_not_asked_for_twice(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream
+) -> None:
+    failed = b'event: error\ndata: {"type":"error","error":{"message":"busy","code":503}}\n\n'
+    upstream.script = lambda call: (200, {"content-type": "text/event-stream"}, [failed])
+    answer = await client.post("/v1/responses", json={"model": "lab-openai/m", "input": "x", "stream": True})
+    assert (answer.content, len(upstream.calls)) == (failed, 1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 
@@ -125,13 +127,15 @@ async def end(upstream: Forwarder, how: str) -> None:
         await answer.aclose()
 
 
-@pytest.mark.parametrize("how", ["no connection", "cancelled", "no head in time", "a redirect"])
+@pytest.mark.parametrize("how", ["no connection", "cancelled", "no head in time", "a redirect", "a long error"])
 async def test_a_slot_comes_back_from_a_call_without_an_answer(how: str) -> None:
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if server.connections > 1:
             writer.write(reply())
         elif how == "no connection":
             writer.transport.abort()
+        elif how == "a long error":
+            writer.write(b"HTTP/1.1 500 X\r\ncontent-length: 9999999\r\n\r\n" + b"x" * (2 << 20))
         elif how == "a redirect":
             writer.write(b"HTTP/1.1 307 X\r\nlocation: /\r\ncontent-length: 100\r\n\r\n")
         await until_eof(reader)
@@ -145,9 +149,13 @@ async def test_a_slot_comes_back_from_a_call_without_an_answer(how: str) -> None
         if how == "cancelled":
             sending.cancel()
         await asyncio.wait([sending])
-        assert sending.cancelled() or isinstance(sending.exception(), UpstreamError)
+        if not sending.cancelled() and how != "a long error":
+            assert isinstance(sending.exception(), UpstreamError)
         await asyncio.wait_for(server.closed.wait(), 5)
-        assert await read(await upstream.send(call())) == b"{}"
+        answer = await upstream.send(call())
+        with pytest.raises(Overloaded):  # it came back once
+            await upstream.send(call())
+        assert await read(answer) == b"{}"
 
 
 async def test_who_waits_in_line_waits_no_longer_than_the_request_may_take() -> None:
@@ -171,6 +179,16 @@ async def test_at_the_deadline_a_slot_comes_back_from_a_caller_that_does_not_rea
         assert await is_free(upstream)
         with pytest.raises(DeadlinePassed):
             await read(answer)
+
+
+async def test_nothing_of_an_answer_that_was_read_is_kept_until_its_deadline() -> None:
+    async with scripted(reply()) as server, forwarder(lab(server.url), lab=KEY) as upstream:
+        answer = await upstream.send(call())
+        assert await read(answer) == b"{}"
+        kept = weakref.ref(answer.chunks)
+        del answer
+        gc.collect()
+        assert kept() is None
 
 
 async def test_a_provider_without_a_limit_makes_nobody_wait() -> None:

@@ -109,6 +109,7 @@ def test_a_key_rests_for_its_model_as_long_as_the_provider_asked() -> None:
     keys = ring(clock)
     keys.rest(call(model="m"), "one", 3.0)
     assert chosen(keys, "", model="m") == "two" and chosen(keys, "", model="other") == "one"
+    assert chosen(keys, "", KEYS[:2], model="m", avoid_keys=("two",)) == "one", "rather than one that was tried already"
     clock.now_s += 3
     assert chosen(keys, "", model="m") == "one"
 
@@ -285,6 +286,22 @@ async def test_streams_that_fall_silent_open_a_circuit(failure_ratio: float) -> 
                 await read(answer)
         else:
             raise AssertionError("the circuit never opened")
+
+
+@pytest.mark.parametrize("how", ["cancelled", "closed", "over"])
+async def test_streams_that_their_callers_end_open_no_circuit(how: str) -> None:
+    async with scripted(say_one_thing) as server, forwarder(lab(server.url), breaker=POLICY, lab=KEYS[0]) as upstream:
+        for _ in range(6):
+            answer = await upstream.send(call(deadline_s=0.05 if how == "over" else 5))
+            await anext(answer.chunks)
+            reading = asyncio.create_task(read(answer))
+            await asyncio.wait([reading], timeout=None if how == "over" else 0.01)
+            if how == "closed":
+                await answer.aclose()
+            reading.cancel()
+            (ended,) = await asyncio.gather(reading, return_exceptions=True)
+            assert isinstance(ended, DeadlinePassed) == (how == "over")
+        await (await upstream.send(call())).aclose()
 
 
 async def test_a_probe_whose_caller_leaves_does_not_keep_the_circuit_shut() -> None:
