@@ -16,9 +16,9 @@ from orqen_ray.types import Call, UpstreamReply
 from tests.api.lab import lab_gateway
 from tests.api.test_edges import ASK, CHAT, Caller, secret_of
 from tests.api.test_fallbacks import ANTHROPIC, BUSY, JSON, OPENAI
-from tests.api.test_stream_starts import GOOD, SSE
+from tests.api.test_stream_starts import EVENTS, GOOD, SSE
 
-FALLBACKS = {"lab-openai/m": ["lab-anthropic/n"]}
+FALLBACKS = {"lab-openai/m": ["lab-anthropic/n"], "lab-bedrock/m": ["lab-anthropic/n"]}
 STARTED = GOOD[: GOOD.index(b"\n\n") + 2]
 BROKEN_START = b'data: {"error":{"message":"busy","type":"server_error","code":503}}\n\n'
 
@@ -75,7 +75,7 @@ class Stepping:
 
     async def connected(self) -> frozenset[str]:
         await asyncio.sleep(0)
-        return frozenset({"lab-openai", "lab-anthropic"})
+        return frozenset({"lab-openai", "lab-anthropic", "lab-bedrock"})
 
 
 PLAIN: Said = (200, JSON, [OPENAI])
@@ -90,6 +90,7 @@ SCENARIOS: dict[str, tuple[list[Said], Said, dict[str, Any]]] = {
     "another model": ([FULL, FULL], OTHER, {}),
     "a start that is an error": ([(200, SSE, [BROKEN_START])] * 2, OTHER, {}),
     "a start that is none": ([(200, SSE, [UpstreamUnavailable("gone")]), (200, SSE, [])], OTHER, {}),
+    "a start that is garbage": ([(200, EVENTS, [bytes(99), b"more"])], OTHER, {}),
     "an answer that is none": ([FULL, FULL], (200, JSON, [b"<html>"]), {}),
     "no answer": ([], FULL, {}),
     "a hedge": ([], STREAM, {"hedge_after_s": 1e-6}),
@@ -104,7 +105,13 @@ async def test_who_leaves_at_any_step_leaves_nothing_open_and_is_counted_once(
 ) -> None:
     script, last, retries = SCENARIOS[scenario]
     settings: dict[str, Any] = {"fallbacks": FALLBACKS, "retries": {"max_retries": 1, "backoff_s": 1e-6, **retries}}
-    body = {**ASK, "stream": "stream" in scenario or "start" in scenario or "hedge" in scenario, "max_tokens": 9}
+    model = "lab-bedrock/m" if "garbage" in scenario else ASK["model"]
+    body = {
+        **ASK,
+        "model": model,
+        "stream": "stream" in scenario or "start" in scenario or "hedge" in scenario,
+        "max_tokens": 9,
+    }
     upstream = Stepping(script, last)
     asked: dict[str, int] = {}
     async with lab_gateway(tmp_path, upstream, **settings) as lab:

@@ -137,3 +137,18 @@ async def test_a_stream_that_passes_through_and_begins_with_an_error_is_not_aske
     upstream.script = lambda call: (200, {"content-type": "text/event-stream"}, [failed])
     answer = await client.post("/v1/responses", json={"model": "lab-openai/m", "input": "x", "stream": True})
     assert (answer.content, len(upstream.calls)) == (failed, 1)
+
+
+async def test_calls_that_may_name_what_is_stored_at_a_provider_stay_with_its_first_key(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream
+) -> None:
+    asked = {
+        "/v1/responses": {"model": "lab-openai/m", "input": "x"},
+        "/model/lab-bedrock%2Fm/invoke": {},
+        "/v1/embeddings": {"model": "lab-openai/m", "input": "x"},
+    }
+    for path, body in asked.items():
+        await client.post(path, json=body, headers={"x-orqen-session-id": "s"})
+    await client.get("/v1/responses/resp_1")
+    bound = [(call.key_bound, call.conversation == "") for call in upstream.calls]
+    assert bound == [(True, True), (True, True), (False, False), (True, True)]

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from deployments.edge import SANE_REQUEST_ID, Edge, Message, Receive, Scope, Send
+from deployments.edge import SANE_REQUEST_ID, Edge, Message, Receive, Scope, Send, middlewares
 
 Headers = list[tuple[bytes, bytes]]
 
 
-async def _pass_through(request: Headers, response: Headers) -> tuple[Headers, Headers]:
+async def _pass_through(request: Headers, response: Headers, *, unwatched: bool = False) -> tuple[Headers, Headers]:
     """The headers as the application sees them, and as the client does."""
     seen: Headers = []
     sent: list[Message] = []
@@ -27,7 +27,7 @@ async def _pass_through(request: Headers, response: Headers) -> tuple[Headers, H
         sent.append(message)
 
     scope: dict[str, Any] = {"type": "http", "headers": request}
-    await Edge(app)(scope, receive, send)
+    await Edge(app, unwatched)(scope, receive, send)
     return seen, sent[0]["headers"]
 
 
@@ -60,3 +60,14 @@ async def test_the_first_request_id_of_an_answer_is_the_only_one() -> None:
     answer = [(b"x-request-id", b"ours"), (b"set-cookie", b"a"), (b"set-cookie", b"b"), (b"X-Request-ID", b"serves")]
     _, sent = await _pass_through([], answer)
     assert sent == answer[:3]
+
+
+async def test_a_replica_that_watches_by_itself_tells_serve_so_whatever_the_caller_says() -> None:
+    own, theirs = (b"x-request-disconnect-disabled", b"?1"), (b"x-request-disconnect-disabled", b"?0")
+    seen, _ = await _pass_through([theirs, (b"a", b"b")], [], unwatched=True)
+    assert seen == [(b"a", b"b"), own]
+
+
+def test_outside_a_replica_serve_watches() -> None:
+    (layer,) = middlewares()
+    assert layer.kwargs == {"unwatched": False}, "as in Serve's own proxy, where the application is in another process"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from deployments.remote import Head, RemoteForwarder
+from deployments.remote import DEADLINE_SLACK_S, Head, RemoteForwarder
 from orqen_ray.errors import (
     CircuitOpen,
     DeadlinePassed,
@@ -20,9 +20,19 @@ from orqen_ray.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from orqen_ray.types import Call
+from orqen_ray.types import AwsCredentials, Call, Credentials
 
-CALL = Call(provider="lab", path="/chat/completions", body=b"{}")
+CALL = Call(
+    provider="lab",
+    path="/chat/completions",
+    body=b"{}",
+    credentials=Credentials(aws=AwsCredentials(access_key_id="id", secret_access_key="secret"), region="eu-west-1"),
+    model="m",
+    conversation="key/session",
+    key_bound=True,
+    avoid_keys=("ONE",),
+    hedge=True,
+)
 
 
 class Frames:
@@ -62,6 +72,7 @@ class Pool:
         return self if method_name == "send" else Connected(self)
 
     def remote(self, call: Call) -> Frames:
+        assert pickle.loads(pickle.dumps(call)) == call
         return self.frames
 
 
@@ -119,6 +130,13 @@ async def test_the_pools_own_word_on_a_deadline_comes_first() -> None:
     pool = Pool(DeadlinePassed("over"))
     with pytest.raises(DeadlinePassed):
         await _forwarder(pool).send(replace(CALL, deadline_s=0.0))
+
+
+async def test_a_pool_that_says_nothing_is_left_when_the_time_for_the_request_is_over() -> None:
+    pool = Pool(None)
+    with pytest.raises(UpstreamTimeout):
+        await _forwarder(pool, head_timeout_s=3600).send(replace(CALL, deadline_s=0.01 - DEADLINE_SLACK_S))
+    assert pool.frames.cancelled
 
 
 async def test_an_error_in_the_middle_is_raised_after_the_bytes_before_it() -> None:
