@@ -86,6 +86,26 @@ def test_segments_become_files_of_their_name_in_the_folder_of_their_day(tmp_path
     assert traces_of(read_traces(str(tmp_path))) == [FULL, late]
 
 
+def test_a_shipper_leaves_the_drafts_of_another_spool_alone_and_removes_its_own(tmp_path: Path) -> None:
+    mine, other = shipper(tmp_path), Archive(str(tmp_path), tmp_path / "other")
+    left = tmp_path / ".drafts" / f"{open_spool(tmp_path / '.spool')}-20300101T000000-1.parquet.1"
+    with other.writing("day=2030-01-01", "other-1.parquet") as writer:
+        left.touch()
+        mine.run_once(housekeeping=True)
+        writer.write_table(table_of(msgspec.json.encode(row(0)) + b"\n"))
+    assert once(tmp_path, 1) and list((tmp_path / ".drafts").iterdir()) == []
+
+
+def test_a_draft_is_never_written_through_a_link(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / ".drafts").mkdir()
+    (tmp_path / ".drafts" / f"a-1.parquet.{os.getpid()}").symlink_to(victim)
+    with Archive(str(tmp_path), tmp_path / "unused").writing("day=2030-01-01", "a-1.parquet") as writer:
+        writer.write_table(table_of(msgspec.json.encode(row(0)) + b"\n"))
+    assert victim.read_text() == "precious" and once(tmp_path, 1)
+
+
 def test_a_segment_that_has_an_owner_is_left_alone_and_read_nevertheless(tmp_path: Path) -> None:
     spool = tmp_path / ".spool"
     segment = Segment(spool, open_spool(spool))
