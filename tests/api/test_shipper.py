@@ -25,8 +25,8 @@ async def test_the_shipper_gets_no_secret_that_it_has_no_use_for(
 ) -> None:
     for name, value in {**SECRETS, "AWS_SECRET_ACCESS_KEY": "for-s3"}.items():
         monkeypatch.setenv(name, value)
-    rows = {**ROWS, "lab-openai": {**ROWS["lab-openai"], "api_key_env": "LAB_KEY"}}
-    async with lab_gateway(tmp_path, upstream, rows) as lab:
+    lab_row = {"dialect": "openai", "base_url": "http://lab.invalid/v1", "api_key_env": "LAB_KEY"}
+    async with lab_gateway(tmp_path, upstream, {**ROWS, "lab-openai": lab_row}) as lab:
         body = {"model": "lab-openai/m", "messages": [{"role": "user", "content": "hi"}]}
         assert (await lab.client.post("/v1/chat/completions", json=body)).status_code == 200
         await lab.service._traces.flush()
