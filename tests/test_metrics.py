@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import subprocess
@@ -108,6 +109,22 @@ def test_the_counts_of_the_dead_are_gathered_so_that_their_files_do_not_add_up(t
         names = {path.name for path in tmp_path.glob("counter_*")}
         assert {f"counter_{living.pid}.db", "counter_gathered.db"} < names and len(names) == 3
         living.communicate("")
+
+
+def test_nothing_is_gathered_while_a_page_is_read(tmp_path: Path) -> None:
+    with count(tmp_path, 3, stays=False) as dead:
+        dead.communicate()
+    (old,) = tmp_path.glob("counter_[0-9]*.db")
+    with (tmp_path / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)  # as whoever reads a page does
+        with start(tmp_path, SHOW) as another:
+            waiting = re.compile(rf"-> FLOCK .* {another.pid} ")
+            while not waiting.search(Path("/proc/locks").read_text()):
+                assert another.poll() is None, "it did not wait"
+            assert old.exists()
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            another.communicate()
+    assert not old.exists()
 
 
 def test_a_full_disk_kills_no_process(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import sys
 import time
+from urllib.parse import quote
 
 import pytest
 from sqlalchemy import text
@@ -127,7 +128,9 @@ async def test_no_password_is_in_an_error_a_log_or_the_settings(
     url = postgres.url("nowhere" if wrong == "database" else "postgres")
     url = url.replace("p%25w", "other-p%25w") if wrong == "password" else url
     url = url.replace(f":{postgres.port}/", ":1/") if wrong == "port" else url
-    settings = Settings.model_validate({"storage": {"database_url": url, "redis_url": f"redis://:{PASSWORD}@h"}})
+    settings = Settings.model_validate(
+        {"storage": {"database_url": url, "redis_url": f"redis://:{quote(PASSWORD, safe='')}@h:6379"}}
+    )
     database = Database(settings.storage.database_url)
     with caplog.at_level(logging.DEBUG), pytest.raises(StoreUnavailable) as read:
         await Keys(database).count()
