@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
+from collections import Counter as Counts
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from http import HTTPStatus
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import Any
 import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, values
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
@@ -26,6 +30,8 @@ _OPENMETRICS_TYPE = "application/openmetrics-text"
 # Statuses that are no standard ones and yet have a meaning here: the caller left; a provider is overloaded.
 _STATUSES = frozenset({*map(int, HTTPStatus), 499, 529})
 _CLOCK_SLACK_S = 5.0
+# The library's files of a process, large enough for dozens of providers.
+_FILES = {"counter": 1 << 18, "histogram": 1 << 20, "gauge_livesum": 1 << 16, "gauge_livemax": 1 << 16}
 _shares = False
 
 
@@ -162,13 +168,20 @@ class _SharedFiles(Collector):
             )
         self._directory = directory
         self._node = socket.gethostname()
-        self._forget_the_dead()  # a process that got a dead one's number would go on with its gauges
+        with self._locked(fcntl.LOCK_EX):
+            self._forget_the_dead()  # a process that got a dead one's number would go on with its gauges
+            self._gather_the_dead()
+        for name, size_bytes in _FILES.items():
+            # Room on the disk first: to write into a file with a hole, on a full disk, would kill the process.
+            _allocate(directory / f"{name}_{os.getpid()}.db", size_bytes)
 
     def collect(self) -> Iterator[Metric]:
-        self._forget_the_dead()
-        # A file is empty for the moment between its making and its first use.
-        files = [str(path) for path in self._directory.glob("*.db") if _size(path)]
-        for metric in MultiProcessCollector.merge(files):  # type: ignore[no-untyped-call]
+        with self._locked(fcntl.LOCK_SH):
+            self._forget_the_dead()
+            # A file is empty for the moment between its making and its first use.
+            files = [str(path) for path in self._directory.glob("*.db") if _size(path)]
+            merged = list(MultiProcessCollector.merge(files))  # type: ignore[no-untyped-call]
+        for metric in merged:
             # Through a load balancer each answer is another node's: without this, counters would seem to jump.
             metric.samples = [
                 sample._replace(labels={**sample.labels, "node": self._node})
@@ -176,21 +189,68 @@ class _SharedFiles(Collector):
             ]
             yield metric
 
+    @contextmanager
+    def _locked(self, how: int) -> Iterator[None]:
+        """Between processes: what is read must not be gathered meanwhile."""
+        file = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(file, how)
+            yield
+        finally:
+            os.close(file)
+
     def _forget_the_dead(self) -> None:
         """Remove the gauges of processes that are gone, also when another process has got their number since.
 
         Nobody else does: `mark_process_dead` is for a parent that sees its children die, and a replica can be killed.
         """
         for path in self._directory.glob("gauge_live*_*.db"):
-            try:
-                born_s = psutil.Process(int(path.stem.rpartition("_")[2])).create_time()
-                gone = path.stat().st_mtime < born_s - _CLOCK_SLACK_S
-            except psutil.NoSuchProcess:
-                gone = True
-            except FileNotFoundError:
-                continue
-            if gone:
+            if _is_of_a_dead_process(path):
                 path.unlink(missing_ok=True)
+
+    def _gather_the_dead(self) -> None:
+        """Add the counts of the dead up in one file each, or every replica that ever was would cost each scrape time.
+
+        Should it be cut off between its last steps, some are counted twice: Prometheus sees one jump.
+        """
+        for kind in ("counter", "histogram"):
+            dead = [path for path in self._directory.glob(f"{kind}_[0-9]*.db") if _is_of_a_dead_process(path)]
+            gathered = self._directory / f"{kind}_gathered.db"
+            files = [path for path in (*dead, gathered) if _size(path)]
+            counts: Counts[str] = Counts()
+            for path in files:
+                for key, value, _, _ in MmapedDict.read_all_values_from_file(path):  # type: ignore[no-untyped-call]
+                    counts[key] += value
+            if dead and counts:
+                draft = gathered.with_suffix(".new")
+                draft.unlink(missing_ok=True)
+                _allocate(draft, sum(map(_size, files)))
+                written = MmapedDict(str(draft))  # type: ignore[no-untyped-call]
+                for key, value in counts.items():
+                    written.write_value(key, value, 0.0)  # type: ignore[no-untyped-call]
+                written.close()  # type: ignore[no-untyped-call]
+                draft.rename(gathered)
+            for path in dead:
+                path.unlink(missing_ok=True)
+
+
+def _is_of_a_dead_process(path: Path) -> bool:
+    try:
+        born_s = psutil.Process(int(path.stem.rpartition("_")[2])).create_time()
+        return path.stat().st_mtime < born_s - _CLOCK_SLACK_S
+    except psutil.NoSuchProcess:
+        return True
+    except FileNotFoundError:
+        return False
+
+
+def _allocate(path: Path, size_bytes: int) -> None:
+    """Make an empty file of this size, or leave one that is there. Raises OSError when the disk is full."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(file, 0, size_bytes)
+    finally:
+        os.close(file)
 
 
 def _sample_order(sample: Any) -> tuple[Any, ...]:

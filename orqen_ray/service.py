@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from orqen_ray.attempts import RetryPolicy
-from orqen_ray.config import Settings, load_secrets, read_environment
+from orqen_ray.config import VARIABLES, Settings, load_secrets, read_environment
 from orqen_ray.errors import BadRequest, StoreUnavailable
 from orqen_ray.fallbacks import check_fallbacks
 from orqen_ray.gateway import Gateway
@@ -109,7 +109,7 @@ async def open_service(settings: Settings, upstream: Upstream | None = None, *, 
         upstream = forwarder = await open_forwarder(settings, database, catalog, metrics)
     keys = Keys(database)
     await _ensure_bootstrap_key(keys)
-    traces = _trace_writer(settings, metrics, ship=ship_traces)
+    traces = _trace_writer(settings, metrics, ship=ship_traces, catalog=catalog)
     await traces.start()
     retry = RetryPolicy(**settings.retries.model_dump(), total_s=settings.timeouts.total_s)
     budgets = Budgets(TokenCounts(database), metrics)
@@ -145,8 +145,9 @@ async def prepare(settings: Settings) -> str | None:
     Raises:
         ValueError, GatewayError, OSError: what stands in the way of a start, and how to mend it.
     """
-    check_fallbacks(load_catalog(settings.operator_rows()), settings.fallbacks)
-    traces = _trace_writer(settings, Metrics(), ship=False)
+    catalog = load_catalog(settings.operator_rows())
+    check_fallbacks(catalog, settings.fallbacks)
+    traces = _trace_writer(settings, Metrics(), ship=False, catalog=catalog)
     await traces.start()
     await traces.aclose()
     database = await open_database(settings)
@@ -191,8 +192,11 @@ async def open_forwarder(
     )
 
 
-def _trace_writer(settings: Settings, metrics: Metrics, *, ship: bool) -> TraceWriter:
+def _trace_writer(settings: Settings, metrics: Metrics, *, ship: bool, catalog: Catalog) -> TraceWriter:
     storage = settings.storage
+    # The shipper needs AWS's own variables for S3, and none of the gateway's or a provider's secrets.
+    kept_from_it = {*VARIABLES, "RAY_AUTH_TOKEN", "AWS_BEARER_TOKEN_BEDROCK"}
+    kept_from_it.update(*(row.api_key_env for row in catalog.providers.values()))
     return TraceWriter(
         storage.traces_uri,
         storage.traces_spool_dir,
@@ -200,6 +204,7 @@ def _trace_writer(settings: Settings, metrics: Metrics, *, ship: bool) -> TraceW
         limits=SpoolLimits(max_spool_bytes=int(storage.traces_spool_max_mib * 2**20)),
         ship=ship,
         metrics=metrics,
+        shipper_environment={name: value for name, value in read_environment().items() if name not in kept_from_it},
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import subprocess
@@ -91,6 +92,69 @@ def test_a_process_that_gets_a_dead_ones_number_does_not_go_on_with_its_gauges(t
     os.utime(reused, (long_ago, long_ago))
     assert "orqen_open_requests{}" not in {name for name, value in show(tmp_path).items() if value}
     assert not reused.exists()
+
+
+def test_the_counts_of_the_dead_are_gathered_so_that_their_files_do_not_add_up(tmp_path: Path) -> None:
+    requests = 'orqen_requests_total{format="openai_chat",provider="lab",status="200"}'
+    with count(tmp_path, 5, stays=True) as living:
+        for _ in range(4):
+            with count(tmp_path, 3, stays=False) as dying:
+                dying.communicate()
+        found = show(tmp_path)
+        buckets = [value for name, value in found.items() if name.startswith("orqen_request_duration_seconds_bucket")]
+        assert found[requests] == 17 and buckets == sorted(buckets) and buckets[-1] == 17
+        seconds = found['orqen_request_duration_seconds_sum{format="openai_chat",provider="lab"}']
+        assert seconds == pytest.approx(5.1)
+        show(tmp_path)  # gathers what the one before it left
+        names = {path.name for path in tmp_path.glob("counter_*")}
+        assert {f"counter_{living.pid}.db", "counter_gathered.db"} < names and len(names) == 3
+        living.communicate("")
+
+
+def test_nothing_is_gathered_while_a_page_is_read(tmp_path: Path) -> None:
+    with count(tmp_path, 3, stays=False) as dead:
+        dead.communicate()
+    (old,) = tmp_path.glob("counter_[0-9]*.db")
+    with (tmp_path / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)  # as whoever reads a page does
+        with start(tmp_path, SHOW) as another:
+            waiting = re.compile(rf"-> FLOCK .* {another.pid} ")
+            while not waiting.search(Path("/proc/locks").read_text()):
+                assert another.poll() is None, "it did not wait"
+            assert old.exists()
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            another.communicate()
+    assert not old.exists()
+
+
+def test_a_full_disk_kills_no_process(tmp_path: Path) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a small disk needs root")
+    program = """
+import subprocess, sys
+from orqen_ray.metrics import Metrics
+metrics = Metrics(sys.argv[1])
+with open(f"{sys.argv[1]}/filler", "wb", buffering=0) as filler:
+    try:
+        while filler.write(b"x" * 512) == 512:
+            continue
+    except OSError:
+        pass
+for number in range(100):
+    metrics.count_request("openai_chat", str(number), 200)
+    metrics.observe_request("openai_chat", str(number), total_s=0.3, first_byte_s=0.2, overhead_s=None)
+metrics.exposition()
+another = "import sys; from orqen_ray.metrics import Metrics; Metrics(sys.argv[1])"
+print(subprocess.run([sys.executable, "-c", another, sys.argv[1]], capture_output=True).stderr.decode())
+"""
+    try:
+        with start(tmp_path, program, str(tmp_path)) as process:
+            output, errors = process.communicate()
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+    assert process.returncode == 0, (process.returncode, errors)
+    assert "No space left on device" in output, "another one does not start, and says why"
 
 
 def test_a_file_that_is_only_just_made_does_no_harm(tmp_path: Path) -> None:

@@ -55,9 +55,11 @@ async def check_database(settings: Settings) -> list[Finding]:
                 "database", f"a look-up takes {health.latency_ms:.0f} ms", "see what keeps it busy, or move it nearer"
             )
         )
+    if not findings:
+        findings.append(ok("database", f"answers, is up to date and can be written ({health.latency_ms:.1f} ms)"))
     if health.clock_offset_s is not None:
         findings.append(clock_finding("the database's", health.clock_offset_s))
-    return findings or [ok("database", f"answers, is up to date and can be written ({health.latency_ms:.1f} ms)")]
+    return findings
 
 
 async def check_redis(settings: Settings) -> list[Finding]:
@@ -202,5 +204,7 @@ def _there(settings: Settings) -> bool:
 def _why(error: StoreUnavailable) -> str:
     """The driver's own words, which only this report shows: it runs where the gateway does. Never the URL."""
     cause = error.__cause__
-    words = str(getattr(cause, "orig", None) or "").splitlines()
-    return f"{error.message} ({words[0][:200]})" if words else error.message
+    if cause is None:
+        return error.message
+    words = str(getattr(cause, "orig", None) or cause).splitlines() or [type(cause).__name__]
+    return f"{error.message} ({words[0][:200]})"

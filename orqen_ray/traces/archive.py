@@ -79,8 +79,9 @@ class Archive:
         """A writer whose file takes its place when the block ends well, instead of any that has its name."""
         self._drafts.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = self._drafts / f"{name}.{os.getpid()}"
+        draft.unlink(missing_ok=True)  # whatever is there: never written through, should it be a link
         try:
-            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 with pq.ParquetWriter(file, schema, **parquet_options(schema)) as writer:
                     yield writer
                 file.flush()
@@ -103,9 +104,9 @@ class Archive:
         except FileNotFoundError:
             return
 
-    def remove_drafts(self) -> None:
-        """Remove what a shipper left that was killed while it made a file; only the one shipper may call it."""
-        for draft in self._drafts.glob("*"):
+    def remove_drafts(self, spool_id: str) -> None:
+        """Remove what a shipper of this spool left that was killed while it made a file; only its one shipper may."""
+        for draft in self._drafts.glob(f"{spool_id}-*"):
             draft.unlink(missing_ok=True)
 
     def _put(self, draft: Path, day: str, name: str) -> None:

@@ -124,7 +124,7 @@ class Shipper:
             archive = self._open_archive()
             first = self._housekept_s is None
             if first:
-                archive.remove_drafts()
+                archive.remove_drafts(self._spool_id)
             self._drop_old_days(archive)
             # A shipper before this one may have left any day half merged; later, only yesterday can be unfinished.
             days = archive.days() if first else [*self._new_files, day_name(_today() - timedelta(days=1))]

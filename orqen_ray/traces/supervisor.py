@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from orqen_ray.traces.spool import has_rows, lock_leadership
@@ -21,11 +22,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShipperOptions:
-    """What the shipper is told: the spool to empty, where to, and how many days are kept (None: all)."""
+    """What the shipper is told: the spool to empty, where to, and how many days are kept (None: all).
+
+    `environment`: its variables; None for those of this process.
+    """
 
     spool: Path
     uri: str
     retention_days: int | None = None
+    environment: Mapping[str, str] | None = field(default=None, repr=False)
 
     def command(self) -> list[str]:
         command = [sys.executable, "-m", "orqen_ray.traces.shipper", "--spool", str(self.spool), "--uri", self.uri]
@@ -93,6 +98,7 @@ class Supervisor:
         try:
             self._child = subprocess.Popen(
                 self._options.command(),
+                env=self._options.environment,
                 cwd=Path(__file__).parents[2],  # where `-m` finds the package, whatever this process did to its path
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,

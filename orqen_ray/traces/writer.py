@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -55,12 +56,20 @@ class TraceWriter:
         retention_days: int | None = None,
         ship: bool = True,
         metrics: Metrics | None = None,
+        shipper_environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Raises ValueError when nothing can ever be written to `uri`. `ship`: without it, rows stay in the spool."""
+        """Raises ValueError when nothing can ever be written to `uri`.
+
+        Args:
+            ship: without it, rows stay in the spool.
+            shipper_environment: the variables of the shipper's process; None for those of this one.
+        """
         self._local = local_directory(uri)
         self._directory = spool_directory(uri, spool_dir)
         self._limits = limits or SpoolLimits()
-        options = ShipperOptions(spool=self._directory, uri=uri, retention_days=retention_days)
+        options = ShipperOptions(
+            spool=self._directory, uri=uri, retention_days=retention_days, environment=shipper_environment
+        )
         self._supervisor = Supervisor(options) if ship else None
         rows = (metrics or Metrics()).trace_rows
         self._written, self._dropped = rows.labels("written"), rows.labels("dropped")

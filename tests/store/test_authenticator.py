@@ -274,6 +274,19 @@ async def test_a_revocation_before_the_outage_stays_and_one_in_it_is_seen_when_i
         await cache.authenticate(secret_of(2))
 
 
+async def test_a_key_that_was_deleted_is_not_let_in_again_by_an_outage(keys: ScriptedKeys, clock: Clock) -> None:
+    cache = cache_over(keys, clock)
+    await cache.authenticate(secret_of(1))
+    del keys.records[secret_of(1)]
+    clock.now_s += 5
+    with pytest.raises(Unauthenticated):
+        await cache.authenticate(secret_of(1))
+    keys.away = True
+    clock.now_s += 5
+    with pytest.raises(StoreUnavailable):
+        await cache.authenticate(secret_of(1))
+
+
 async def test_an_outage_is_asked_about_once_a_second_and_said_twice(
     keys: ScriptedKeys, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -125,6 +125,14 @@ async def test_a_spent_week_lasts_until_monday_and_is_said_before_the_day(counts
     assert await passes(budgets, key)
 
 
+async def test_of_two_spent_budgets_the_one_that_resets_last_is_said(counts: ScriptedCounts) -> None:
+    budgets = budgets_over(counts)
+    budgets.spend(KEY.id, 100)
+    with pytest.raises(Overloaded, match="weekly_token_budget") as caught:
+        await budgets.check(replace(KEY, weekly_token_budget=100))
+    assert caught.value.retry_after_s == 4.5 * 86_400
+
+
 async def test_a_key_without_a_budget_asks_nobody(counts: ScriptedCounts) -> None:
     budgets = budgets_over(counts)
     free = replace(KEY, daily_token_budget=0)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from orqen_ray.errors import StoreUnavailable
-from orqen_ray.store.cipher import Cipher, load_cipher, write_new_key
+from orqen_ray.store.cipher import Cipher, KeyFile, load_cipher, write_new_key
 
 KEY = "k" * 32
 
@@ -39,6 +41,25 @@ def test_a_key_file_that_others_can_read_is_refused(sqlite_url: str, database_pa
     os.chmod(database_path.with_name("secret.key"), 0o640)
     with pytest.raises(StoreUnavailable, match="chmod 600"):
         load_cipher(sqlite_url, None)
+
+
+def test_whoever_reads_the_file_while_it_changes_sees_all_of_one_state(tmp_path: Path) -> None:
+    key_file, states = KeyFile(tmp_path / "secret.key"), {("a" * 64,), ("b" * 64, "a" * 64), ("b" * 64,)}
+    key_file.write(["a" * 64])
+    seen, done = set(), threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            seen.add(key_file.read())
+
+    with ThreadPoolExecutor() as pool:
+        reading = pool.submit(read)
+        for _ in range(300):
+            for state in sorted(states):
+                key_file.write(state)
+        done.set()
+        reading.result()
+    assert seen <= states and len(seen) > 1
 
 
 def test_the_variable_wins_over_the_file(sqlite_url: str, database_path: Path) -> None:

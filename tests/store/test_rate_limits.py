@@ -80,6 +80,19 @@ async def test_keys_do_not_share_a_minute_and_one_without_a_limit_has_none() -> 
     assert await passed(limits, replace(KEY, rate_limit_rpm=0), 500) == 500
 
 
+def test_the_wait_is_exact_also_where_the_limit_was_lowered() -> None:
+    clock = Clock()
+    window = LocalWindow(clock)
+    for _ in range(5):
+        assert window.hit("a", 5) is None
+        clock.now_s += 1
+    assert window.hit("a", 2) == 58
+    clock.now_s += 57
+    assert window.hit("a", 2) == 1
+    clock.now_s += 1
+    assert window.hit("a", 2) is None
+
+
 def test_keys_that_are_not_used_any_more_take_no_room() -> None:
     clock = Clock()
     window = LocalWindow(clock)

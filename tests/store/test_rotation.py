@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,42 @@ async def test_what_is_stored_during_a_rotation_waits_and_is_sealed_with_the_new
         key_file.write([NEW])
     await storing
     assert await ProviderSecrets(database, Cipher(NEW)).get("groq") == STORED["groq"]
+
+
+async def test_what_somebody_stores_while_a_row_is_sealed_anew_is_not_overwritten(
+    database: Database, database_url: str
+) -> None:
+    await ProviderSecrets(database, Cipher(OLD)).put("groq", Credentials(api_key="sk-old"))
+
+    async def store() -> None:
+        other = Database(database_url)
+        await ProviderSecrets(other, Cipher(NEW, OLD)).put("groq", Credentials(api_key="sk-new"))
+        await other.aclose()
+
+    class Interrupted(Cipher):
+        """Somebody else stores between the reading of a row and its writing."""
+
+        def open(self, sealed: str) -> bytes:
+            with ThreadPoolExecutor() as pool:
+                pool.submit(asyncio.run, store()).result()
+            return super().open(sealed)
+
+    await rotate(database, Interrupted(NEW, OLD))
+    assert await ProviderSecrets(database, Cipher(NEW)).get("groq") == (Credentials(api_key="sk-new"),)
+
+
+async def test_rows_that_were_read_in_the_middle_of_a_rotation_are_opened_after_its_end(
+    database: Database, key_file: KeyFile
+) -> None:
+    (first,) = key_file.read()
+    gateway = ProviderSecrets(database, cipher_of(key_file))
+    await ProviderSecrets(database, Cipher(NEW)).put("groq", Credentials(api_key="sk-g"))
+    for credentials in STORED["openai"]:
+        await ProviderSecrets(database, Cipher(first)).put("openai", credentials)
+    await gateway.names()
+    key_file.write([NEW])
+    assert await gateway.get("groq") == STORED["groq"], "the key file was read again"
+    assert await gateway.get("openai") == STORED["openai"], "and the key that is no longer in it still known"
 
 
 async def test_a_row_that_no_key_opens_is_named_and_no_key_is_taken_away(database: Database, key_file: KeyFile) -> None:

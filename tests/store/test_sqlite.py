@@ -9,7 +9,7 @@ import pytest
 
 from orqen_ray.errors import StoreUnavailable
 from orqen_ray.store.database import Database
-from orqen_ray.store.keys import Keys
+from orqen_ray.store.keys import Keys, sha256_hex
 
 
 def _mode(path: Path) -> int:
@@ -55,4 +55,8 @@ async def test_a_store_that_was_never_migrated_is_unavailable_and_not_a_crash(
     database = Database(sqlite_url)
     with pytest.raises(StoreUnavailable):
         await Keys(database).count()
+    secret = f"sk-orq-{'0' * 64}"
+    with pytest.raises(StoreUnavailable) as caught:
+        await Keys(database).find(secret)
+    assert "no such table" in str(caught.value.__cause__) and sha256_hex(secret) not in str(caught.value.__cause__)
     await database.aclose()

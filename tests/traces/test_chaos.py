@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orqen_ray.traces.spool import has_rows, segments_in
+from orqen_ray.traces.spool import has_rows, lock_leadership, segments_in
 from tests.traces.rows import all_numbers, parquet_files
 
 ROOT = Path(__file__).parents[2]
@@ -175,6 +176,23 @@ def test_another_process_leads_when_the_leader_is_killed(tmp_path: Path) -> None
         known |= kill(other)
     found = Counter(all_numbers(uri, spool))
     assert known - found.keys() == set() and max(found.values()) == 1 and len(found.keys() - known) <= 2
+
+
+def test_nobody_else_leads_while_the_shipper_of_a_killed_gateway_lives(tmp_path: Path) -> None:
+    spool = tmp_path / ".spool"
+    with gateway(str(tmp_path), spool) as process:
+        write_until(process, lambda: bool(shippers(process)))
+        (shipper,) = shippers(process)
+        shipper.suspend()
+        try:
+            kill(process)
+            assert lock_leadership(spool) is None
+        finally:
+            shipper.resume()
+        shipper.wait(WITHIN_S)
+    free = lock_leadership(spool)
+    assert free is not None
+    os.close(free)
 
 
 def test_a_stop_in_good_order_ships_everything_and_ends_the_shipper(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -86,6 +87,26 @@ def test_segments_become_files_of_their_name_in_the_folder_of_their_day(tmp_path
     assert traces_of(read_traces(str(tmp_path))) == [FULL, late]
 
 
+def test_a_shipper_leaves_the_drafts_of_another_spool_alone_and_removes_its_own(tmp_path: Path) -> None:
+    mine, other = shipper(tmp_path), Archive(str(tmp_path), tmp_path / "other")
+    left = tmp_path / ".drafts" / f"{open_spool(tmp_path / '.spool')}-20300101T000000-1.parquet.1"
+    with other.writing("day=2030-01-01", "other-1.parquet") as writer:
+        left.touch()
+        mine.run_once(housekeeping=True)
+        writer.write_table(table_of(msgspec.json.encode(row(0)) + b"\n"))
+    assert once(tmp_path, 1) and list((tmp_path / ".drafts").iterdir()) == []
+
+
+def test_a_draft_is_never_written_through_a_link(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / ".drafts").mkdir()
+    (tmp_path / ".drafts" / f"a-1.parquet.{os.getpid()}").symlink_to(victim)
+    with Archive(str(tmp_path), tmp_path / "unused").writing("day=2030-01-01", "a-1.parquet") as writer:
+        writer.write_table(table_of(msgspec.json.encode(row(0)) + b"\n"))
+    assert victim.read_text() == "precious" and once(tmp_path, 1)
+
+
 def test_a_segment_that_has_an_owner_is_left_alone_and_read_nevertheless(tmp_path: Path) -> None:
     spool = tmp_path / ".spool"
     segment = Segment(spool, open_spool(spool))
@@ -97,7 +118,7 @@ def test_a_segment_that_has_an_owner_is_left_alone_and_read_nevertheless(tmp_pat
     assert not segment.path.exists() and len(parquet_files(tmp_path)) == 1 and once(tmp_path, 1)
 
 
-@pytest.mark.parametrize("tail", [b'{"request_id":"9"', b"{", b"\0" * 100])
+@pytest.mark.parametrize("tail", [b'{"request_id":"9"', b"{", b"\0" * 100, msgspec.json.encode(row(9))])
 def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path, tail: bytes) -> None:
     segment = spool_segment(tmp_path / ".spool", [row(0), row(1)])
     with segment.open("ab") as file:
@@ -210,6 +231,24 @@ def test_days_that_are_too_old_are_dropped_whole(tmp_path: Path) -> None:
     assert all_numbers(str(tmp_path)) == [0, 1, 2]
     assert day_name((today - timedelta(days=8)).date()) not in {path.name for path in tmp_path.iterdir()}
     assert (tmp_path / "notes").exists() and (tmp_path / "day=0 of mine").exists()
+
+
+@pytest.mark.parametrize("zone", ["Etc/GMT-14", "Etc/GMT+12"])  # at any time, in one of them it is another day
+def test_days_are_those_of_utc_wherever_the_machine_is(
+    tmp_path: Path, zone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setenv("TZ", zone)
+        time.tzset()
+        today = datetime.now(UTC)
+        for number, age in enumerate((0, 1, 2)):
+            spool_segment(tmp_path / ".spool", [row(number, today - timedelta(days=age))])
+        shipper(tmp_path, retention_days=1).run_once()
+        found = all_numbers(str(tmp_path))
+    time.tzset()
+    assert found == [0, 1]
+    expected = [day_name((today - timedelta(days=age)).date()) for age in (1, 0)]
+    assert [path.parent.name for path in parquet_files(tmp_path)] == expected
 
 
 def test_one_process_at_a_time_leads(tmp_path: Path) -> None:

@@ -220,6 +220,16 @@ asyncio.run(main(sys.argv[1], int(sys.argv[2])))
 """
 
 
+async def test_rows_that_no_disk_takes_until_the_end_are_dropped_and_counted(tmp_path: Path) -> None:
+    blocker, metrics = tmp_path / "t", Metrics()
+    blocker.write_text("a file where the folder should be")
+    writer = TraceWriter(str(blocker), ship=False, metrics=metrics)
+    for number in range(3):
+        writer.write(row(number))
+    await writer.aclose()
+    assert writer.dropped_rows == 3 == counted(metrics, "dropped") and counted(metrics, "written") == 0
+
+
 def fill(folder: Path, limit_bytes: int) -> tuple[int, int]:
     """Write until rows are dropped, make room, write once more: how many were written before, and dropped."""
     command = [sys.executable, "-c", FILL, str(folder), str(limit_bytes)]
