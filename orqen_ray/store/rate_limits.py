@@ -22,7 +22,7 @@ from orqen_ray.store.outage import Outage
 
 _WINDOW_S = 60.0
 _REDIS_TIMEOUT_S = 0.25
-_REDIS_CONNECTIONS = 32  # redis-py fails beyond its pool's size, and does not wait
+_REDIS_CONNECTIONS = 32  # at once; more wait for their turn, which is no fault of Redis
 _PROBE = "probe"
 
 
@@ -39,12 +39,14 @@ class RateLimits:
         redis_url: str | None = None,
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
+        redis_timeout_s: float = _REDIS_TIMEOUT_S,
     ) -> None:
         """Args: redis_url: redis://, rediss:// or unix://; None counts in this process alone."""
         metrics = metrics or Metrics()
         self._limited = metrics.limited.labels("rate_limit_rpm")
         self._local = LocalWindow(clock)
-        self._shared = RedisWindow(redis_url) if redis_url else None
+        self._shared = RedisWindow(redis_url, redis_timeout_s) if redis_url else None
+        self._turns = asyncio.Semaphore(_REDIS_CONNECTIONS)
         self._outage = Outage("redis", "redis cannot be used, so each process counts for itself", metrics, clock)
         self._probe: asyncio.Task[None] | None = None
 
@@ -78,7 +80,10 @@ class RateLimits:
             return self._local.hit(key_id, limit)
         if not self._outage.away:
             try:
-                wait_s = await self._shared.hit(key_id, limit)
+                async with self._turns:
+                    if self._outage.away:  # those before in the queue have found out
+                        return self._local.hit(key_id, limit)
+                    wait_s = await self._shared.hit(key_id, limit)
             except (RedisError, OSError) as error:
                 self._outage.failed(error)
             else:
@@ -154,27 +159,27 @@ class RedisWindow:
     """The same in Redis, for all processes together: one atomic script a request.
 
     Raises:
-        RedisError, OSError: Redis did not answer within a quarter of a second.
+        RedisError, OSError: Redis did not answer within `timeout_s`.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, timeout_s: float = _REDIS_TIMEOUT_S) -> None:
         scheme, _, rest = url.partition("://")
         scheme = {"unix": "redis+unix"}.get(scheme, scheme)
         self._storage = RedisStorage(
             f"async+{scheme}://{rest}",
             implementation="redispy",
             key_prefix="orqen",
-            socket_timeout=_REDIS_TIMEOUT_S,
-            socket_connect_timeout=_REDIS_TIMEOUT_S,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
             retry=Retry(NoBackoff(), 0),  # type: ignore[arg-type]  # the library passes on whatever redis-py takes
         )
         self._window = MovingWindowRateLimiter(self._storage)
-        self._connections = asyncio.Semaphore(_REDIS_CONNECTIONS)
+        self._timeout_s = timeout_s
 
     async def hit(self, key_id: str, limit: int) -> float | None:
         """See `LocalWindow.hit`. The clocks of the gateway's machines must agree."""
         minute = RateLimitItemPerMinute(limit)
-        async with asyncio.timeout(_REDIS_TIMEOUT_S), self._connections:
+        async with asyncio.timeout(self._timeout_s):
             if await self._window.hit(minute, key_id):
                 return None
             stats = await self._window.get_window_stats(minute, key_id)

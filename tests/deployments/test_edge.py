@@ -64,8 +64,8 @@ async def test_the_first_request_id_of_an_answer_is_the_only_one() -> None:
 
 async def test_a_replica_that_watches_by_itself_tells_serve_so_whatever_the_caller_says() -> None:
     own, theirs = (b"x-request-disconnect-disabled", b"?1"), (b"x-request-disconnect-disabled", b"?0")
-    seen, _ = await _pass_through([theirs, (b"a", b"b")], [], unwatched=True)
-    assert seen == [(b"a", b"b"), own]
+    seen, _ = await _pass_through([theirs, (b"x-request-id", b"one")], [], unwatched=True)
+    assert seen == [(b"x-request-id", b"one"), own]
 
 
 def test_outside_a_replica_serve_watches() -> None:
