@@ -7,8 +7,8 @@ from typing import Literal, Protocol
 import msgspec
 
 Arm = Literal["routed", "holdout", "whole"]
-"""`routed`: tools were chosen; `holdout`: it would have been, and gets all tools for the sake of measuring; `whole`: all
-tools, because there was nothing to choose or no choice could be made."""
+"""`routed`: tools were chosen; `holdout`: they would have been, and all are sent, to measure; `whole`: all
+are sent, because there was nothing to choose or no choice could be made."""
 
 
 class Restore(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -31,11 +31,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "economics": {"errors", "conversation", "types"},
     "terms": {"errors", "conversation", "types"},
     "planning": {
-        "errors", "conversation", "types", "metrics", "policy", "pins", "economics", "terms", "encoders", "tools", "restore",
+        "errors", "conversation", "types", "metrics", "policy", "pins", "economics", "terms", "encoders", "tools",
+        "restore",
     },
-    "tools": {"errors", "conversation", "types", "metrics", "tokens", "policy", "pins", "economics", "terms", "encoders"},
+    "tools": {
+        "errors", "conversation", "types", "metrics", "tokens", "policy", "pins", "economics", "terms", "encoders",
+    },
     "models": {"errors", "conversation", "types"},
-    "restore": {"errors", "conversation", "types", "formats", "policy", "pins", "economics", "terms", "tools", "models"},
+    "restore": {
+        "errors", "conversation", "types", "formats", "policy", "pins", "economics", "terms", "tools", "models",
+    },
     "sessions": {"conversation"},
     "tokens": {"conversation"},
     "exchange": {"errors", "conversation", "types", "traces", "providers", "tokens"},

@@ -14,7 +14,7 @@ class Verdict:
     """Why one tool is sent in full, or named in the index only.
 
     Attributes:
-        reason: `called`, `named`, `chosen`, `keep`, `builtin`, `used`, `score`, `rule`, `group`, `rescued`, `left_out`, ...
+        reason: `called`, `named`, `chosen`, `keep`, `builtin`, `used`, `score`, `rule`, `group`, `rescued`, `left_out`.
         score: calibrated probability that the conversation needs it; None where no score was needed.
     """
 
