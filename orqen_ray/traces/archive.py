@@ -20,6 +20,7 @@ SUFFIX = ".parquet"
 REPLACES = b"orqen.replaces"
 """Key of a merged file's metadata: the names of the files whose rows it holds, one a line."""
 ROW_GROUP_ROWS = 32_768
+_GONE = ("AWS Error RESOURCE_NOT_FOUND", "AWS Error NO_SUCH_KEY")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +66,7 @@ class Archive:
         return f"{self._root}/{file.day}/{file.name}"
 
     def open(self, file: File) -> pq.ParquetFile:
-        """Raises FileNotFoundError when it was replaced or dropped."""
+        """Raises what `is_gone` knows when it was replaced or dropped."""
         return pq.ParquetFile(self.path(file), filesystem=self.files_system)
 
     def replaced_by(self, file: File) -> frozenset[str]:
@@ -121,6 +122,15 @@ class Archive:
             stream = self.files_system.open_output_stream(f"{self._root}/{day}/{name}")
             stream.write(content.read_buffer())
             stream.close()
+
+
+def is_gone(error: OSError) -> bool:
+    """Whether an error of reading says that the file was replaced or dropped.
+
+    In S3 that may happen between two requests for one object: the first that finds none is a FileNotFoundError, a later
+    one is an OSError of Arrow's that has only S3's word for it.
+    """
+    return isinstance(error, FileNotFoundError) or any(word in str(error) for word in _GONE)
 
 
 def day_name(day: date) -> str:

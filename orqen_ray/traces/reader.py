@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from orqen_ray.traces.archive import SUFFIX, Archive, File, day_name
+from orqen_ray.traces.archive import SUFFIX, Archive, File, day_name, is_gone
 from orqen_ray.traces.compaction import replaced_names
 from orqen_ray.traces.convert import by_day, complete, table_of
 from orqen_ray.traces.location import spool_directory
@@ -65,8 +65,8 @@ def read_from(
                 segments, files = _consistent(archive, directory, since, until, stack)
                 parts = [_recent(segments, files, wanted, since, until), _old(archive, files, wanted, since, until)]
             break
-        except FileNotFoundError:  # merged into another one between the listing and the reading
-            if attempt == _ATTEMPTS - 1:
+        except OSError as error:  # merged into another one between the listing and the reading
+            if attempt == _ATTEMPTS - 1 or not is_gone(error):
                 raise
     table = pa.concat_tables(parts).sort_by("started_at")
     return table.select(names)

@@ -16,13 +16,13 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from orqen_ray.traces.archive import Archive
-from orqen_ray.traces.compaction import FILES_TO_MERGE, MERGED
-from orqen_ray.traces.reader import read_traces
+from orqen_ray.traces.archive import Archive, File
+from orqen_ray.traces.compaction import FILES_TO_MERGE, MERGED, compact_day
+from orqen_ray.traces.reader import read_from, read_traces
 from orqen_ray.traces.shipper import IDLE_S, Shipper
-from orqen_ray.traces.spool import segments_in
+from orqen_ray.traces.spool import open_spool, segments_in
 from orqen_ray.traces.writer import TraceWriter
-from tests.traces.rows import FULL, NOON, all_numbers, once_each, row, spool_segment, traces_of
+from tests.traces.rows import FULL, NOON, all_numbers, numbers, once_each, row, spool_segment, traces_of
 
 KEYS = {"aws_access_key_id": "test-key", "aws_secret_access_key": "test-secret"}
 
@@ -134,6 +134,34 @@ def test_a_reader_beside_a_working_shipper_sees_each_row_once(
         reads += 1
     worker.join()
     assert segments_in(tmp_path) == []
+
+
+def test_a_file_that_is_merged_while_it_is_being_read_costs_no_row(
+    server: ThreadedMotoServer, bucket: str, tmp_path: Path
+) -> None:
+    uri = uri_in(server, bucket)
+    ships = shipper(uri, tmp_path)
+    for number in range(3):
+        spool_segment(tmp_path, [row(number, NOON + timedelta(seconds=number))])
+    ships.run_once(housekeeping=False)
+
+    class Racing(Archive):
+        raced = False
+
+        def path(self, file: File) -> str:
+            """The first file that is wanted is merged between the request that finds it and the one that reads it."""
+            path = super().path(file)
+            if not self.raced:
+                self.raced = True
+                with self.files_system.open_input_file(path) as opened:
+                    beside = Archive(uri, tmp_path / "drafts")
+                    compact_day(beside, open_spool(tmp_path), file.day, whole=True, stopped=lambda: False)
+                    opened.read()
+            return path
+
+    archive = Racing(uri, tmp_path / "drafts")
+    assert Counter(numbers(read_from(archive, tmp_path))) == once_each(3)
+    assert archive.raced and [MERGED in key for key in objects(server, bucket)] == [True]
 
 
 def test_while_s3_is_away_rows_wait_and_are_said_to_wait_once(
