@@ -52,7 +52,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "fallbacks": {"errors", "providers"},
     "gateway": {
         "errors", "conversation", "types", "metrics", "formats", "models", "providers", "traces", "exchange", "relay",
-        "sessions", "attempts", "recording",
+        "sessions", "attempts", "recording", "policy", "pins", "tools", "planning", "restore", "restoring",
+    },
+    "restoring": {
+        "errors", "conversation", "types", "metrics", "formats", "exchange", "relay", "attempts", "tools", "restore",
     },
     "passthrough": {
         "errors", "conversation", "types", "formats", "providers", "exchange", "relay", "gateway", "sessions", "tokens",
@@ -60,7 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "service": {
         "errors", "types", "config", "metrics", "models", "providers", "store", "traces", "attempts", "fallbacks",
-        "gateway",
+        "gateway", "policy", "pins", "encoders", "tools", "planning",
     },
     "prompts": {"errors", "types", "config"},
     "probe": {"errors", "conversation", "types", "formats", "providers", "traces"},
@@ -68,10 +71,14 @@ MAY_IMPORT: dict[str, set[str]] = {
         "errors", "conversation", "types", "formats", "providers", "store", "gateway", "relay", "passthrough",
         "service", "metrics", "logs", "recording",
     },
+    "offline": {
+        "errors", "conversation", "types", "config", "formats", "tokens", "policy", "pins", "economics", "terms", "encoders",
+        "tools", "planning", "restore", "models", "store", "traces",
+    },
     "doctor": {"errors", "types", "config", "providers", "store", "traces", "probe"},
     "cli": {
         "errors", "conversation", "types", "config", "metrics", "formats", "providers", "store", "traces", "service",
-        "probe", "prompts", "doctor",
+        "probe", "prompts", "doctor", "offline", "tools", "encoders",
     },
 }  # fmt: skip
 

@@ -14,6 +14,10 @@ Scores = NDArray[np.float32]
 """Shape (pairs,), each between 0 and 1."""
 
 
+class EncoderUnavailable(Exception):
+    """An encoder is not ready, overloaded or gone. Never a caller's error: its request goes on without."""
+
+
 class Embedder(Protocol):
     """Texts to vectors. A text's vector does not depend on what it is embedded with.
 
