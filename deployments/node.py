@@ -58,6 +58,7 @@ def main(watcher_pid: int) -> int:
         start_ray(settings)
         serve.run(build(settings), name=APPLICATION, route_prefix="/")
         wait_until_ready(settings)
+        signal.signal(STOP, _drain)
         say(READY.format(url=url, seconds=time.monotonic() - started))
         if host != settings.server.host:
             say("It listens on every interface: docs/deploy.md says which ports to close, and to put TLS before it.")
@@ -115,7 +116,7 @@ def wait_until_ready(settings: Settings) -> None:
 
 def stop_with_watcher(watcher_pid: int) -> None:
     """Be told to stop when the watcher dies without a word (Linux)."""
-    signal.signal(STOP, _stop)
+    signal.signal(STOP, _leave)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, STOP, 0, 0, 0)
@@ -127,7 +128,12 @@ def say(text: str) -> None:
     print(text, flush=True)  # noqa: T201
 
 
-def _stop(signal_number: int, frame: FrameType | None) -> None:
+def _leave(signal_number: int, frame: FrameType | None) -> None:
+    """A start that is broken off has nothing to drain, and Ray may hang then: the watcher ends the rest."""
+    os._exit(0)
+
+
+def _drain(signal_number: int, frame: FrameType | None) -> None:
     signal.signal(STOP, signal.SIG_IGN)
     raise SystemExit(0)
 
