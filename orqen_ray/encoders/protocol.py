@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +19,21 @@ class EncoderUnavailable(Exception):
 
 
 class Embedder(Protocol):
-    """Texts to vectors. A text's vector does not depend on what it is embedded with.
+    """Texts to vectors. A text's vector does not depend on what it is embedded with."""
 
-    Attributes:
-        name: model, its revision and its precision: vectors of two names must not be compared.
-        dimensions: length of a vector.
-    """
+    @property
+    def name(self) -> str:
+        """Model, its revision and its precision: vectors of two names must not be compared.
 
-    name: str
-    dimensions: int
+        Raises:
+            EncoderUnavailable: not known yet.
+        """
+        ...
+
+    @property
+    def dimensions(self) -> int:
+        """Length of a vector. Raises as `name` does."""
+        ...
 
     async def embed(self, texts: Sequence[str]) -> Vectors:
         """One vector for each text, in order.
@@ -41,8 +47,20 @@ class Embedder(Protocol):
 class Reranker(Protocol):
     """Pairs of texts, read together, to how well they belong together. See `Embedder` for `name` and errors."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """See `Embedder.name`."""
+        ...
 
     async def score(self, pairs: Sequence[tuple[str, str]]) -> Scores:
         """One score for each (conversation, tool) pair, in order."""
+        ...
+
+
+@runtime_checkable
+class Opening(Protocol):
+    """An encoder that is made elsewhere, or in a thread, while the process already serves."""
+
+    async def opened(self) -> None:
+        """Until it can be used, or never will."""
         ...
