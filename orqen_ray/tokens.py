@@ -21,10 +21,19 @@ def count_tokens(conversation: Conversation) -> int:
 
     Blocking: half a second at first and a millisecond for some thousand tokens after, so call it in a thread.
     """
-    encoding = _encoding()
-    total = sum(len(encoding.encode_ordinary(piece)) for text in _texts(conversation) for piece in _pieces(text))
+    total = sum(count_text(text) for text in _texts(conversation))
     images = sum(isinstance(block, Image) for block in _blocks(conversation))
     return total + TOKENS_PER_IMAGE * images + _TOKENS_PER_MESSAGE * len(conversation.messages)
+
+
+def count_text(text: str) -> int:
+    """Tokens of one text. Blocking, like `count_tokens`."""
+    return sum(len(_encoding().encode_ordinary(piece)) for piece in _pieces(text))
+
+
+def load_vocabulary() -> None:
+    """What the first count would wait half a second for."""
+    _encoding()
 
 
 def inline_pictures(conversation: Conversation) -> list[str]:
