@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 JsonObject = dict[str, Any]
@@ -234,6 +234,18 @@ class Conversation:
     wire: JsonObject | None = field(default=None, compare=False, repr=False)
 
 
+_BILLING = "x-anthropic-billing-header:"
+
+
+def lasting(system: tuple[Block, ...]) -> tuple[Block, ...]:
+    """`system` without the block that Claude Code writes anew for each request; `system` itself where there is none.
+
+    A note to Anthropic, and nothing that a model should read: https://github.com/anthropics/claude-code/issues/68900.
+    """
+    kept = tuple(block for block in system if not (isinstance(block, Text) and block.text.startswith(_BILLING)))
+    return system if len(kept) == len(system) else kept
+
+
 # --- The reply --------------------------------------------------------------------------------------------------
 
 StopReason = Literal[
@@ -258,6 +270,9 @@ class Usage:
     @property
     def prompt_tokens(self) -> int:
         return self.input_tokens + self.cache_read_tokens + self.cache_write_tokens
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(**{each.name: getattr(self, each.name) + getattr(other, each.name) for each in fields(self)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

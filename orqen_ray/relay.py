@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from orqen_ray.conversation import Conversation, Event, Facts, JsonObject, ReplyEnd, StreamFailure
+from orqen_ray.conversation import Conversation, Event, Facts, JsonObject, Reply, ReplyEnd, StreamFailure
 from orqen_ray.errors import GatewayError, UpstreamError, UpstreamRejected
 from orqen_ray.exchange import Exchange, without_indexes
 from orqen_ray.formats.events import Watch, events_of, facts_of
@@ -17,8 +17,8 @@ from orqen_ray.types import UpstreamReply
 
 STREAM_TYPES = ("text/event-stream", "application/vnd.amazon.eventstream")
 # Sounds and films have no end that must be waited for, and nothing in them to be read.
-_MEDIA_TYPES = ("audio/", "video/", "image/", "application/octet-stream")
-_MAX_ERROR_BYTES = 1 << 20
+MEDIA_TYPES = ("audio/", "video/", "image/", "application/octet-stream")
+MAX_ERROR_BYTES = 1 << 20
 _MAX_EVENT_BYTES = 64 << 20
 _MAX_REPLY_BYTES = 256 << 20
 # What a provider notes about itself: no caller of another format misses it, so it is not worth a header in each answer.
@@ -109,7 +109,7 @@ async def _body(
         return await _error_body(reply, route, exchange)
     content_type = reply.headers.get("content-type", "").lower()
     streamed = content_type.startswith(STREAM_TYPES)
-    if route.same and content_type.startswith(_MEDIA_TYPES):
+    if route.same and content_type.startswith(MEDIA_TYPES):
         return _media(reply, exchange)
     if route.same:
         return _relayed(reply, route, exchange) if streamed else await _plain_body(reply, route, exchange)
@@ -125,18 +125,23 @@ async def _body(
 
 
 async def _error_body(reply: UpstreamReply, route: Route, exchange: Exchange) -> bytes:
-    body = await _read(reply, limit_bytes=_MAX_ERROR_BYTES)
+    body = await read_body(reply, limit_bytes=MAX_ERROR_BYTES)
     exchange.error_code = UpstreamRejected.code
     if route.same and _is_json_object(body):
         return body
+    raise refusal(reply, route, exchange, body)
+
+
+def refusal(reply: UpstreamReply, route: Route, exchange: Exchange, body: bytes) -> UpstreamRejected:
+    """The provider's error, for a caller that cannot be sent its bytes."""
     error = route.provider.read_error(reply.status, reply.headers, body)
     if reply.status in (401, 403):  # else the caller would suspect its own key
         error.message = f"the provider {exchange.provider!r} refuses the gateway's credentials: {error.message}"
-    raise error
+    return error
 
 
 async def _plain_body(reply: UpstreamReply, route: Route, exchange: Exchange) -> bytes:
-    body = await _read(reply)
+    body = await read_body(reply)
     if "json" in reply.headers.get("content-type", "") and _is_cut_off(body):
         raise UpstreamError("the provider's answer broke off before its end")
     exchange.facts = route.provider.scan_reply(body)
@@ -144,22 +149,26 @@ async def _plain_body(reply: UpstreamReply, route: Route, exchange: Exchange) ->
 
 
 async def _converted_body(reply: UpstreamReply, route: Route, exchange: Exchange, headers: dict[str, str]) -> bytes:
-    body = _decode(await _read(reply))
+    body = decode_body(await read_body(reply))
     try:
         neutral = route.provider.read_reply(body)
         neutral = replace(neutral, blocks=tuple(own_name(block, route.tool_names) for block in neutral.blocks))
         exchange.facts = facts_of(neutral)
         if neutral.usage is None:
             neutral = replace(neutral, usage=exchange.estimated_usage())
-        written = route.caller.write_reply(neutral, route.conversation.model, exchange.request_id)
-        encoded = msgspec.json.encode(written.body)
+        encoded = written_reply(neutral, route, exchange, exchange.request_id)
     except RecursionError as exc:
         raise UpstreamError("the provider's answer is nested too deeply") from exc
-    lost = [f"reply.{path}" for path in without_indexes(written.dropped) if path not in _BOOKKEEPING]
-    if lost:
-        exchange.dropped = (*exchange.dropped, *lost)
-        headers.update(exchange.headers())
+    headers.update(exchange.headers())
     return encoded
+
+
+def written_reply(neutral: Reply, route: Route, exchange: Exchange, response_id: str) -> bytes:
+    """The reply in the caller's format; what that cannot carry is noted."""
+    written = route.caller.write_reply(neutral, route.conversation.model, response_id)
+    lost = [f"reply.{path}" for path in without_indexes(written.dropped) if path not in _BOOKKEEPING]
+    exchange.dropped = (*exchange.dropped, *lost)
+    return msgspec.json.encode(written.body)
 
 
 async def _relayed(reply: UpstreamReply, route: Route, exchange: Exchange) -> AsyncIterator[bytes]:
@@ -170,7 +179,7 @@ async def _relayed(reply: UpstreamReply, route: Route, exchange: Exchange) -> As
     try:
         async for chunk in reply.chunks:
             out = scanner.feed(chunk)
-            held_bytes = _checked_event(0 if out else held_bytes + len(chunk))
+            held_bytes = checked_event(0 if out else held_bytes + len(chunk))
             if out:
                 yield out
             if scanner.broken is not None:
@@ -198,7 +207,7 @@ async def _converted(
             out = bytearray()
             for event in events:
                 if isinstance(event, StreamFailure) and not started and not out:
-                    raise UpstreamRejected(event.message, status=_error_status(event.status), kind=event.kind)
+                    raise UpstreamRejected(event.message, status=error_status(event.status), kind=event.kind)
                 event = own_name_event(event, route.tool_names)
                 watch.observe(event)
                 out += writer.write(_with_usage(event, watch, exchange))
@@ -216,13 +225,13 @@ async def _converted(
 
 async def _event_batches(reply: UpstreamReply, route: Route, *, streamed: bool) -> AsyncIterator[list[Event]]:
     if not streamed:  # a stream was asked for, and the provider answered in one piece
-        yield events_of(route.provider.read_reply(_decode(await _read(reply))))
+        yield events_of(route.provider.read_reply(decode_body(await read_body(reply))))
         return
     reader = route.provider.stream_reader()
     held_bytes = 0
     async for chunk in reply.chunks:
         events = reader.feed(chunk)
-        held_bytes = _checked_event(0 if events else held_bytes + len(chunk))
+        held_bytes = checked_event(0 if events else held_bytes + len(chunk))
         yield events
     yield reader.end()
 
@@ -239,7 +248,7 @@ def _writer(route: Route, exchange: Exchange) -> StreamWriter:
     return route.caller.stream_writer(route.conversation, route.conversation.model, exchange.request_id)
 
 
-def _error_status(status: int) -> int:
+def error_status(status: int) -> int:
     return status if 400 <= status < 600 else 502
 
 
@@ -276,14 +285,14 @@ async def _media(reply: UpstreamReply, exchange: Exchange) -> AsyncIterator[byte
         raise
 
 
-def _checked_event(held_bytes: int) -> int:
+def checked_event(held_bytes: int) -> int:
     """`held_bytes` itself, unless an event that has not ended yet is too large to wait for."""
     if held_bytes > _MAX_EVENT_BYTES:
         raise UpstreamError(f"the provider sent an event of more than {_MAX_EVENT_BYTES >> 20} MiB")
     return held_bytes
 
 
-async def _read(reply: UpstreamReply, *, limit_bytes: int | None = None) -> bytes:
+async def read_body(reply: UpstreamReply, *, limit_bytes: int | None = None) -> bytes:
     """The whole body, or as much of it as `limit_bytes` allows."""
     body = bytearray()
     async for chunk in reply.chunks:
@@ -295,7 +304,7 @@ async def _read(reply: UpstreamReply, *, limit_bytes: int | None = None) -> byte
     return bytes(body)
 
 
-def _decode(body: bytes) -> JsonObject:
+def decode_body(body: bytes) -> JsonObject:
     try:
         value = msgspec.json.decode(body)
     except (ValueError, RecursionError) as exc:
