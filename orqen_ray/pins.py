@@ -34,11 +34,14 @@ class Pin(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         snapshot: version of the policy that decided.
         arm: see `Arm`. `propensity`: the probability with which it got this arm.
         tool_set: fingerprint of the caller's tools at first sight; another one means another prefix anyway.
-        kept: names of the tools that are sent in full, in the caller's order; empty unless `arm` is `routed`.
-        indexed: names of those left out, which the index lists.
+        kept: names of the tools that are sent in full, in the caller's order; empty where there was no choice.
+        indexed: names of those left out, which the index lists. In a `holdout` both tell what would have been.
+        method: how they were scored, see `tools.routing.Method`; "" where nothing was.
+        schemas: whether definitions are sent compressed. index: whether an index names what is left out.
         reason: why it was decided so, one word.
         restores: in the order in which they happened.
-        sent: hash of the prefix that was sent last, and `sent_messages`, how many messages it held.
+        owed: tools that the next turn must bring: they were asked for when it was too late for that turn.
+        sent: hash of the prefix that was sent last, and `sent_messages`, how many of the caller's messages it held.
     """
 
     snapshot: str
@@ -47,8 +50,12 @@ class Pin(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     propensity: float = 1.0
     kept: tuple[str, ...] = ()
     indexed: tuple[str, ...] = ()
+    method: str = ""
+    schemas: bool = False
+    index: bool = True
     reason: str = ""
     restores: tuple[Restore, ...] = ()
+    owed: tuple[str, ...] = ()
     sent: str = ""
     sent_messages: int = 0
 
@@ -56,8 +63,11 @@ class Pin(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Pins(Protocol):
     """Where pins are kept: a bounded store in this process, over one that all processes share."""
 
-    async def get(self, conversation: str) -> Pin | None:
-        """The pin of a conversation (`Exchange.of_caller`); None if it is new or its pin was lost. Never raises."""
+    async def get(self, conversation: str, *, fresh: bool = False) -> Pin | None:
+        """The pin of a conversation; None if it is new or its pin was lost. Never raises.
+
+        `fresh`: look into the shared store also for one that this process knows: another may have changed it.
+        """
         ...
 
     async def put(self, conversation: str, pin: Pin) -> None:

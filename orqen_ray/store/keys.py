@@ -133,6 +133,33 @@ class Keys:
             raise NotFound(f"no key has the id {key_id[:64]!r}; `orqen keys list` shows the ids")
         return _record(row)
 
+    async def switch(
+        self, key_id: str, switches: Mapping[str, bool], *, k_target: int | None = None, reset: bool = False
+    ) -> KeyRecord:
+        """Set what may be optimized for a key; what is not named stays.
+
+        Args:
+            switches: names as in `optimization` of the settings.
+            k_target: how many tools are sent in full; 0: as many as pay; None: as it was.
+            reset: forget first what was set before.
+        Raises:
+            NotFound: no key has this id.
+        """
+        found = KEYS.c.id == key_id
+        async with self._database.begin(write=True) as connection:
+            row = (await connection.execute(select(KEYS).where(found))).one_or_none()
+            if row is not None:
+                before = {} if reset else row.optimization
+                target = None if reset else row.k_target_override
+                if k_target is not None:
+                    target = _checked_limit("k_target", k_target) or None
+                values = {"optimization": {**before, **switches}, "k_target_override": target}
+                await connection.execute(update(KEYS).where(found).values(values))
+                row = (await connection.execute(select(KEYS).where(found))).one()
+        if row is None:
+            raise NotFound(f"no key has the id {key_id[:64]!r}; `orqen keys list` shows the ids")
+        return _record(row)
+
     async def find(self, secret: str) -> KeyRecord | None:
         """The key with this secret, also when expired or revoked; None, at once, for what has not the form of a key."""
         if not is_well_formed(secret):

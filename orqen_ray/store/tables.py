@@ -13,6 +13,7 @@ from sqlalchemy import (
     DateTime,
     Dialect,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -81,4 +82,33 @@ KEY_USAGE = Table(
     Column("key_id", String(32), primary_key=True),
     Column("day", Date, primary_key=True, index=True),
     Column("tokens", BigInteger, nullable=False),
+)
+
+# What conversations were given at first sight, until no provider's cache can hold their prefix any more.
+PINS = Table(
+    "pins",
+    METADATA,
+    Column("conversation", String(64), primary_key=True),
+    Column("pin", LargeBinary, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False, index=True),
+)
+
+# What the conversations of a tool set did. `live` is decayed to `as_of`; `published` is what snapshots are made of.
+TOOL_USE = Table(
+    "tool_use",
+    METADATA,
+    Column("tool_set", String(64), primary_key=True),
+    Column("as_of", UtcDateTime, nullable=False, index=True),
+    Column("live", Text, nullable=False),
+    Column("published", Text, nullable=False),
+)
+
+# Vectors of tool texts, by the digest of the encoder's name and the text. Only a cache: any row may go.
+TOOL_VECTORS = Table(
+    "tool_vectors",
+    METADATA,
+    Column("sha256", String(64), primary_key=True),
+    Column("encoder", String(200), nullable=False),
+    Column("vector", LargeBinary, nullable=False),
+    Column("made_on", Date, nullable=False, index=True),
 )

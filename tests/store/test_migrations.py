@@ -21,14 +21,20 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from sqlalchemy import Connection, NullPool, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from orqen_ray.pins import Pin
+from orqen_ray.policy import ToolUse
 from orqen_ray.store.cipher import Cipher
 from orqen_ray.store.database import Database
 from orqen_ray.store.keys import KeyRecord, Keys, sha256_hex
+from orqen_ray.store.pins import open_pins
 from orqen_ray.store.secrets import ProviderSecrets
 from orqen_ray.store.tables import METADATA
 from orqen_ray.store.token_counts import TokenCounts
+from orqen_ray.store.tool_use import ToolUses
+from orqen_ray.store.tool_vectors import ToolVectors
 from orqen_ray.types import Credentials
 
+PIN = Pin(snapshot="1", arm="routed", tool_set="set", kept=("read",), indexed=("write",))
 SECRET = "sk-orq-" + "ab" * 32
 SECRET_KEY = "k" * 32
 MADE = datetime(2029, 12, 31, 23, 59, 58, tzinfo=UTC)
@@ -115,7 +121,37 @@ def fill_0002(connection: Connection) -> None:
     connection.execute(text("INSERT INTO key_usage VALUES ('key_1', :day, 3000000000)").bindparams(day=day))
 
 
-FILLS: dict[str, Callable[[Connection], None]] = {"0001": fill_0001, "0002": fill_0002}
+def fill_0005(connection: Connection) -> None:
+    """What revision 0005 added."""
+    use = '{"conversations":40.0,"called":{"read":30.0},"calls":200.0}'
+    connection.execute(
+        text("INSERT INTO tool_use VALUES ('set', :made, :live, :use)").bindparams(
+            made=MADE, live=f'{{"use":{use},"recent":2.0,"minutes":60.0}}', use=use
+        )
+    )
+
+
+def fill_0003(connection: Connection) -> None:
+    """What revision 0003 added."""
+    row = {"sha256": "a" * 64, "vector": b"1234", "day": MADE.date()}
+    connection.execute(text("INSERT INTO tool_vectors VALUES (:sha256, 'one', :vector, :day)").bindparams(**row))
+
+
+def fill_0004(connection: Connection) -> None:
+    """What revision 0004 added."""
+    pin = msgspec.msgpack.encode(PIN)
+    connection.execute(
+        text("INSERT INTO pins VALUES ('one', :pin, :until)").bindparams(pin=pin, until=datetime(2999, 1, 1))
+    )
+
+
+FILLS: dict[str, Callable[[Connection], None]] = {
+    "0001": fill_0001,
+    "0002": fill_0002,
+    "0003": fill_0003,
+    "0004": fill_0004,
+    "0005": fill_0005,
+}
 
 
 @pytest.mark.parametrize("revision", sorted(REVISIONS))
@@ -141,6 +177,11 @@ async def test_what_an_older_version_has_stored_is_read_by_the_newest(
     assert [(row.label, row.created_at) for row in await stored.list()][0] == ("default", MADE)
     used = await TokenCounts(database).since(MADE.date(), ["key_1"])
     assert used == {"key_1": {MADE.date(): 3_000_000_000} if revision >= "0002" else {}}
+    learned = {"set": ToolUse(conversations=40, called={"read": 30}, calls=200)} if revision >= "0005" else {}
+    assert await ToolUses(database).published() == learned
+    vectors = await ToolVectors(database).get_many("one", ["a" * 64])
+    assert vectors == ({"a" * 64: b"1234"} if revision >= "0003" else {})
+    assert await open_pins(database, None, 60).get("one") == (PIN if revision >= "0004" else None)
     await database.aclose()
 
 
