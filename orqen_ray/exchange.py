@@ -6,13 +6,15 @@ import re
 import time
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from orqen_ray.conversation import Conversation, Facts, Usage
 from orqen_ray.errors import GatewayError
+from orqen_ray.planning.plan import Plan
 from orqen_ray.providers.catalog import Resolved
 from orqen_ray.tokens import TOKENS_PER_IMAGE, inline_pictures
 from orqen_ray.traces.row import Trace
-from orqen_ray.types import Attempt, Call
+from orqen_ray.types import Attempt, Call, ToolScore
 
 OWN_PREFIX = "x-orqen-"
 """How the names of the gateway's own headers begin."""
@@ -24,6 +26,7 @@ _ATTACHMENT = re.compile(rb"[A-Za-z0-9+/=]{1000,}")
 _MAX_NAME_CHARS = 256
 _MAX_NAMES = 256
 _MAX_NAMES_CHARS = 16_384
+_MAX_SCORED = 128
 _MAX_COUNT = 2**31 - 1
 
 
@@ -49,6 +52,9 @@ class Exchange:
     """Fallback models that were passed over, and why."""
     tools_input: int = 0
     tools_output: int = 0
+    plan: Plan | None = field(default=None, repr=False)
+    tools_missed: tuple[str, ...] = ()
+    """Tools that this turn needed and that were left out, or would have been but for the holdout."""
     request_bytes: int = 0
     response_bytes: int = 0
     stages_ms: dict[str, float] = field(default_factory=dict)
@@ -59,6 +65,10 @@ class Exchange:
     unread_body: bytes = field(default=b"", repr=False)
     """The JSON of a call that is passed through, for an estimate should its caller leave before the usage comes."""
     facts: Facts = field(default_factory=Facts)
+    restored: tuple[str, ...] = ()
+    """Tools that were left out at first and brought back within this turn."""
+    hidden: Usage = Usage()
+    """Tokens of the calls whose answers the caller did not get whole, because the turn was sent again."""
     client_disconnected: bool = False
     prices_usd_per_mtok: tuple[float, float] | None = None
     estimate_usage: bool = True
@@ -76,10 +86,11 @@ class Exchange:
         """Note that stage `name` ends now; it began where the one before it ended."""
         self.stages_ms[name] = self.elapsed_ms() - sum(self.stages_ms.values())
 
-    def note_request(self, conversation: Conversation, edited: Conversation) -> None:
-        self.conversation = edited
-        self.requested_model, self.stream = conversation.model, conversation.stream
-        self.tools_input, self.tools_output = len(conversation.tools), len(edited.tools)
+    def note_plan(self, plan: Plan) -> None:
+        """Note what is sent; again, when it is sent again in another way."""
+        self.plan, self.conversation = plan, plan.conversation
+        self.requested_model, self.stream = plan.asked.model, plan.asked.stream
+        self.tools_input, self.tools_output = len(plan.asked.tools), plan.tools_output
 
     def note_target(self, target: Resolved) -> None:
         self.provider, self.dialect, self.sent_model = target.provider.name, target.provider.dialect, target.model_id
@@ -132,8 +143,12 @@ class Exchange:
             headers["x-orqen-tools-input"] = str(self.tools_input)
             headers["x-orqen-tools-output"] = str(self.tools_output)
             headers["x-orqen-prune-ratio"] = f"{self.tools_output}/{self.tools_input}"
+        if self.plan is not None and self.plan.routed:
+            headers["x-orqen-routing"] = self.plan.method
+        if self.restored:
+            headers["x-orqen-restored"] = _header_list(self.restored)
         if self.dropped:
-            headers["x-orqen-dropped"] = _header_value(", ".join(self.dropped))
+            headers["x-orqen-dropped"] = _header_list(self.dropped)
         if self.overhead_ms is not None:
             headers["x-orqen-overhead-ms"] = f"{self.overhead_ms:.2f}"
         return headers
@@ -161,6 +176,9 @@ class Exchange:
             attempt_log=tuple(_rounded(attempt) for attempt in self.attempts[:_MAX_NAMES]),
             tools_input=self.tools_input,
             tools_output=self.tools_output,
+            **_plan_columns(self.plan),
+            tools_restored=_names(self.restored),
+            tools_missed=_names(self.tools_missed),
             input_tokens=_count(usage.input_tokens),
             cache_read_tokens=_count(usage.cache_read_tokens),
             cache_write_tokens=_count(usage.cache_write_tokens),
@@ -172,6 +190,7 @@ class Exchange:
             response_bytes=_count(self.response_bytes),
             read_ms=_ms(self.stages_ms.get("read")),
             select_ms=_ms(self.stages_ms.get("select")),
+            plan_ms=_ms(self.stages_ms.get("plan")),
             build_ms=_ms(self.stages_ms.get("build")),
             overhead_ms=_ms(self.overhead_ms),
             first_byte_ms=_ms(self.first_byte_ms),
@@ -189,7 +208,12 @@ class Exchange:
         return usage.prompt_tokens + usage.output_tokens
 
     def _usage(self) -> tuple[Usage, str | None]:
-        """The tokens of the call, and who counted them: the provider, an estimate, or nobody."""
+        """The tokens of all calls, and who counted them: the provider, an estimate, or nobody."""
+        usage, source = self._last_usage()
+        return usage + self.hidden, source or ("estimated" if self.hidden != Usage() else None)
+
+    def _last_usage(self) -> tuple[Usage, str | None]:
+        """Those of the call whose answer the caller got."""
         usage, seen_tokens = self.facts.usage, self.facts.output_chars // _CHARS_PER_TOKEN
         cut = self.facts.stop_reason is None and (self.stream or self.client_disconnected)
         if usage is not None and cut and usage.output_tokens < seen_tokens:
@@ -201,6 +225,40 @@ class Exchange:
             # Other families tell their usage at the end only: a caller who leaves before it is not served for nothing.
             return self.estimated_usage(), "estimated"
         return Usage(), None
+
+
+def _plan_columns(plan: Plan | None) -> dict[str, Any]:
+    """The columns of a trace row that say what was decided about the tools."""
+    if plan is None or not plan.asked.tools:
+        return {}
+    columns: dict[str, Any] = {
+        "tools_reason": plan.undone or plan.reason or None,
+        "tool_tokens_input": plan.tool_tokens_in,
+        "tool_tokens_output": plan.tool_tokens_out,
+        "prefix_break": plan.prefix_break or None,
+    }
+    if plan.routing is not None:
+        verdicts = sorted(plan.routing.verdicts, key=lambda each: (not each.kept, -(each.score or 0.0)))[:_MAX_SCORED]
+        columns["tools_p_miss"] = round(plan.routing.p_miss, 4)
+        columns["tools_scored"] = tuple(
+            ToolScore(
+                name=verdict.name[:_MAX_NAME_CHARS],
+                kept=verdict.kept,
+                reason=verdict.reason,
+                score=None if verdict.score is None else round(verdict.score, 4),
+            )
+            for verdict in verdicts
+        )
+    if plan.pin is not None:
+        columns |= {
+            "tool_set": plan.pin.tool_set or None,
+            "tools_arm": plan.pin.arm,
+            "tools_propensity": plan.pin.propensity,
+            "tools_method": plan.pin.method or None,
+            "policy": plan.pin.snapshot,
+            "pin": plan.pin_state,
+        }
+    return columns
 
 
 def _error_class(code: str | None, status: int) -> str | None:
@@ -248,6 +306,18 @@ def without_indexes(paths: tuple[str, ...]) -> tuple[str, ...]:
     ('messages.content.citations', 'seed')
     """
     return tuple(dict.fromkeys(re.sub(r"\[\d+\]", "", path) for path in paths))
+
+
+def _header_list(items: tuple[str, ...]) -> str:
+    """As many of `items` as there is room for, whole, and the number of the others: `a, b, +7`."""
+    shown: list[str] = []
+    left = _MAX_HEADER_CHARS - len(f", +{len(items)}")
+    for item in items:
+        left -= len(item) + 2
+        if left < 0 and shown:
+            return _header_value(", ".join([*shown, f"+{len(items) - len(shown)}"]))
+        shown.append(item)
+    return _header_value(", ".join(shown))
 
 
 def _header_value(text: str) -> str:

@@ -1,10 +1,10 @@
 """The journey of one request, top to bottom: the file to read first.
 
-    bytes -> read -> select model -> optimize -> build -> forward -> answer -> record
+    bytes -> read -> select model -> plan -> build -> forward -> answer -> record
 
 A provider that speaks the caller's format gets the caller's bytes and the caller gets the provider's: a scanner only
-reads along. Any other provider is reached through the neutral conversation. Optimization is the seam in the middle: a
-conversation that comes out as the same object means that nothing was edited.
+reads along. Any other provider is reached through the neutral conversation. The plan is what optimization decides: a
+conversation that it gives back as the same object means that nothing was edited.
 """
 
 from __future__ import annotations
@@ -13,54 +13,31 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import msgspec
-
 from orqen_ray.attempts import Attempts, Candidate, RetryPolicy
-from orqen_ray.conversation import Conversation, JsonObject
-from orqen_ray.errors import BadRequest, GatewayError
-from orqen_ray.exchange import OWN_PREFIX, Exchange, without_indexes
-from orqen_ray.formats.faithful import faithful_body, own_fields, request_credentials
-from orqen_ray.formats.format import Format
-from orqen_ray.formats.paths import chat_path
+from orqen_ray.candidates import Asked, Candidates, Inbound
+from orqen_ray.conversation import Block, Conversation, JsonObject
+from orqen_ray.errors import GatewayError
+from orqen_ray.exchange import OWN_PREFIX, Exchange
+from orqen_ray.formats.faithful import own_fields, request_credentials
 from orqen_ray.formats.reading import bounded_depth, decode_object
-from orqen_ray.formats.registry import FORMATS
-from orqen_ray.formats.tool_names import legal_tool_names
 from orqen_ray.metrics import Metrics
-from orqen_ray.models.feasibility import (
-    Target,
-    holds_sealed_reasoning,
-    obstacles,
-    same_account,
-    without_sealed_reasoning,
-)
+from orqen_ray.models.feasibility import obstacles, same_account
+from orqen_ray.planning.plan import Plan, untouched
+from orqen_ray.planning.planner import Planner
+from orqen_ray.planning.switches import Switches
 from orqen_ray.providers.catalog import Catalog, Resolved
-from orqen_ray.providers.headers import allowed_request_headers
 from orqen_ray.recording import record
-from orqen_ray.relay import Answer, Route, answer
-from orqen_ray.sessions import session_id
+from orqen_ray.relay import Answer, Resumed, Route, answer, read_body
+from orqen_ray.restore.continuing import continued
+from orqen_ray.restore.offer import Offer
+from orqen_ray.restoring import answer_with_restore
+from orqen_ray.sessions import given_session_id, session_id
 from orqen_ray.traces.writer import TraceWriter
-from orqen_ray.types import Call, Credentials, Upstream, UpstreamReply
+from orqen_ray.types import Upstream, UpstreamReply
 
 logger = logging.getLogger(__name__)
 
-_REASONING = "messages.thinking"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inbound:
-    """A request as it came in: authenticated, its body read, nothing else done.
-
-    `headers` has lower-case names; `url_model` and `url_stream` are what Bedrock's URL says.
-    """
-
-    format: Format
-    body: bytes
-    headers: Mapping[str, str]
-    key_id: str
-    request_id: str
-    query: str = ""
-    url_model: str | None = None
-    url_stream: bool = False
+_MAX_REFUSAL_BYTES = 1 << 20
 
 
 class Gateway:
@@ -75,19 +52,24 @@ class Gateway:
         fallbacks: Mapping[str, Sequence[str]] | None = None,
         metrics: Metrics | None = None,
         spend: Callable[[str, int], None] = lambda key_id, tokens: None,
+        planning: tuple[Planner, Switches] | None = None,
     ) -> None:
         """
         Args:
             fallbacks: model string -> the models to try in its place, in this order.
             spend: told after each request which key has used how many billed tokens.
+            planning: what plans requests, and what it may do where nobody says otherwise; None: nothing is edited.
         """
         self.catalog = catalog
+        self.candidates = Candidates(catalog)
         self.upstream = upstream
         self._traces = traces
         self._metrics = metrics or Metrics()
         self._attempts = Attempts(upstream, retry, self._metrics)
         self._fallbacks = fallbacks or {}
         self._spend = spend
+        self._planner: Planner | None = planning[0] if planning else None
+        self._switches = planning[1] if planning else Switches()
 
     async def converse(self, inbound: Inbound) -> Answer:
         """Answer a chat request. The caller of this method must close the answer.
@@ -100,22 +82,26 @@ class Gateway:
         )
         try:
             payload = decode_object(inbound.body)
-            with bounded_depth():
-                conversation = self._read(inbound, payload)
+            conversation = self.read(inbound, payload)
             exchange.note_stage("read")
             exchange.requested_model = conversation.model
             exchange.session_id = session_id(inbound.headers, inbound.key_id, conversation)
             credentials = request_credentials(payload) if inbound.format.name == "openai_chat" else None
             target = await self.resolve(conversation.model, with_bedrock=credentials is not None)
-            edited = self._optimize(conversation)
-            exchange.note_request(conversation, edited)
             exchange.note_target(target)
             exchange.note_stage("select")
-            asked = _Asked(inbound, payload, conversation, edited, exchange, credentials)
-            first = self._build(asked, target)
-            exchange.note_stage("build")
-            candidate, reply = await self._attempts.answer(exchange, first, self._others(asked, target))
-            return await answer(reply, candidate.route, exchange, self.record)
+            exchange.note_plan(untouched(conversation))
+            plan = await self.plan(inbound, conversation, target)
+            exchange.note_plan(plan)
+            exchange.note_stage("plan")
+            asked = Asked(
+                inbound=inbound,
+                payload=payload,
+                conversation=conversation,
+                exchange=exchange,
+                credentials=credentials,
+            )
+            return await self._answer(asked, target, plan)
         except BaseException as error:
             self.fail(exchange, error)
             raise
@@ -144,36 +130,103 @@ class Gateway:
 
     def record(self, exchange: Exchange) -> None:
         """Keep what became of the request, and what it cost its key; never fails it."""
+        if self._planner is not None and exchange.plan is not None and exchange.status < 400:
+            exchange.tools_missed = self._planner.learn(exchange.plan, exchange.facts.tool_names, exchange.restored)
         record(exchange, self._traces, self._metrics, self._spend)
 
-    def _read(self, inbound: Inbound, payload: JsonObject) -> Conversation:
+    def read(self, inbound: Inbound, payload: JsonObject) -> Conversation:
+        """The conversation in a body. Raises BadRequest naming the field that is wrong."""
         own = own_fields(payload) if inbound.format.name == "openai_chat" else ()
         readable = {name: value for name, value in payload.items() if name not in own} if own else payload
-        conversation = inbound.format.read_request(readable, inbound.url_model)
-        if inbound.url_stream:
-            return replace(conversation, stream=True)
-        return conversation
+        with bounded_depth():
+            conversation = inbound.format.read_request(readable, inbound.url_model)
+        return replace(conversation, stream=True) if inbound.url_stream else conversation
 
-    def _optimize(self, conversation: Conversation) -> Conversation:
-        """Steps 3 and 5-7 of the journey (understand, route tools, compress, validate) come here; not yet built."""
-        return conversation
+    async def plan(self, inbound: Inbound, conversation: Conversation, target: Resolved, *, keep: bool = True) -> Plan:
+        """What is to be sent of a conversation; `keep`: and remembered.
 
-    async def _others(self, asked: _Asked, first: Resolved) -> AsyncGenerator[Candidate]:
+        Raises:
+            BadRequest: the caller's header asks for what does not exist.
+        """
+        if self._planner is None:
+            return untouched(conversation)
+        switches = self._switches.narrowed(inbound.optimization or {}, inbound.k_target, inbound.headers)
+        return await self._planner.plan(
+            conversation,
+            self.candidates.destination(target),
+            switches,
+            key_id=inbound.key_id,
+            session=given_session_id(inbound.headers) or "",
+            keep=keep,
+            size_bytes=len(inbound.body),
+        )
+
+    async def _answer(self, asked: Asked, target: Resolved, plan: Plan) -> Answer:
+        """Send `plan`, and give the answer; where its model asks for tools that were left out, bring them back."""
+        exchange = asked.exchange
+        plans = {_name(target): plan}
+        first = self.candidates.build(asked, target, plan)
+        exchange.note_stage("build")
+        candidate, reply = await self._attempts.answer(exchange, first, self._others(asked, target, plans))
+        sent = plans[_name(candidate.target)]
+        candidate, reply = await self._unbound(asked, sent, candidate, reply)
+        exchange.note_plan(sent)
+        if not sent.restorable or self._planner is None:
+            return await answer(reply, candidate.route, exchange, self.record)
+        turn = _Turn(self, self._planner, asked, candidate.target, sent)
+        return await answer_with_restore(
+            reply, candidate.route, exchange, self.record, turn.offer(), turn.again, turn.later
+        )
+
+    async def send(self, asked: Asked, target: Resolved, plan: Plan) -> tuple[Candidate, UpstreamReply]:
+        """Send `plan` to this one model."""
+        first = self.candidates.build(asked, target, plan)
+        candidate, reply = await self._attempts.answer(asked.exchange, first)
+        return await self._unbound(asked, plan, candidate, reply)
+
+    async def _unbound(
+        self, asked: Asked, plan: Plan, candidate: Candidate, reply: UpstreamReply
+    ) -> tuple[Candidate, UpstreamReply]:
+        """What came, or where reasoning was refused because what stands before it has changed, an answer without it.
+
+        A caller may have rewritten its history, or a pin may be lost. Source of the words:
+        platform.claude.com/docs/build-with-claude/preserved-thinking/fix-bound-to-a-different-conversation.
+        """
+        if reply.status != 400 or not candidate.call.key_bound:
+            return candidate, reply
+        try:
+            refusal = await read_body(reply, limit_bytes=_MAX_REFUSAL_BYTES)
+        except BaseException:
+            await reply.aclose()
+            raise
+        if b"signature" not in refusal:
+            reply.chunks = Resumed(refusal, reply.chunks)
+            return candidate, reply
+        await reply.aclose()
+        self._metrics.count_prefix_break("refused")
+        again = self.candidates.build(asked, candidate.target, plan, without_reasoning=True)
+        return await self._attempts.answer(asked.exchange, again)
+
+    async def _others(self, asked: Asked, first: Resolved, plans: dict[str, Plan]) -> AsyncGenerator[Candidate]:
         """The models to try in place of `first`, those that can read the conversation; built when their turn comes."""
-        home = self._target(first)
+        home = self.candidates.target(first)
         tried = [home]
         for model in self._fallbacks.get(asked.conversation.model, ()):
             try:
                 resolved = await self.resolve(model, with_bedrock=asked.credentials is not None)
-                target = self._target(resolved)
+                target = self.candidates.target(resolved)
+                plan = plans[_name(first)]
+                if self._planner is not None:
+                    plan = self._planner.for_destination(plan, self.candidates.destination(resolved))
                 tokens = asked.exchange.estimated_usage().input_tokens
-                reasons: tuple[str, ...] = obstacles(asked.edited, target, input_tokens=tokens, home=home)
+                reasons: tuple[str, ...] = obstacles(plan.conversation, target, input_tokens=tokens, home=home)
                 # What a bare id means depends on which of its owners is connected.
                 if any(same_account(target, each) for each in tried):
                     reasons = ("tried",)
                 if not reasons:
-                    other = self._build(asked, resolved, without_reasoning=True)
+                    other = self.candidates.build(asked, resolved, plan, without_reasoning=True)
                     tried.append(target)
+                    plans[_name(resolved)] = plan
                     yield other
             except GatewayError as error:
                 reasons = (error.code,)
@@ -183,69 +236,35 @@ class Gateway:
             if reasons:
                 asked.exchange.excluded[model] = reasons
 
-    def _target(self, resolved: Resolved) -> Target:
-        provider, model_id = resolved.provider, resolved.model_id
-        return Target(
-            provider=provider.name,
-            dialect=provider.dialect,
-            model_id=model_id,
-            capabilities=self.catalog.capabilities(provider.name, model_id),
-            context_tokens=provider.context_tokens(model_id),
-        )
-
-    def _build(self, asked: _Asked, target: Resolved, *, without_reasoning: bool = False) -> Candidate:
-        with bounded_depth():
-            return self._candidate(asked, target, without_reasoning)
-
-    def _candidate(self, asked: _Asked, target: Resolved, without_reasoning: bool) -> Candidate:
-        inbound, conversation, edited = asked.inbound, asked.conversation, asked.edited
-        provider, dialect = target.provider, FORMATS[target.provider.dialect]
-        capabilities = self.catalog.capabilities(provider.name, target.model_id)
-        same_format = dialect.name == inbound.format.name
-        asked_usage = False
-        tool_names: Mapping[str, str] = {}
-        dropped: tuple[str, ...] = ()
-        if without_reasoning and (rest := without_sealed_reasoning(edited)) is not edited:
-            edited, dropped = rest, (_REASONING,)
-        if same_format and edited is conversation:
-            faithful = faithful_body(inbound.body, asked.payload, conversation, target.model_id, capabilities)
-            body, asked_usage = faithful.body, faithful.asked_usage
-        else:
-            if not same_format:
-                if not edited.messages:  # Converse may name a stored prompt instead, which nobody else can read
-                    raise BadRequest("must hold at least one message", param="messages")
-                edited, tool_names = legal_tool_names(edited, dialect.name)
-            written = dialect.write_request(edited, target.model_id, capabilities)
-            body, dropped = msgspec.json.encode(written.body), without_indexes((*dropped, *written.dropped))
-        call = Call(
-            provider=provider.name,
-            path=chat_path(dialect.name, target.model_id, stream=conversation.stream),
-            query=inbound.query if same_format else "",
-            body=body,
-            headers=allowed_request_headers(dialect.name, inbound.headers if same_format else {}),
-            credentials=asked.credentials if dialect.name == "bedrock_converse" else None,
-            stream=conversation.stream,
-            model=target.model_id,
-            conversation=asked.exchange.of_caller(asked.exchange.session_id),
-            key_bound=capabilities.prefix_bound and holds_sealed_reasoning(edited),
-        )
-        route = Route(
-            caller=inbound.format,
-            provider=dialect,
-            conversation=conversation,
-            asked_usage=asked_usage,
-            tool_names=tool_names,
-        )
-        return Candidate(target=target, call=call, route=route, dropped=dropped, chat=True)
-
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """What a caller wants, from which a call is built for each model that is tried."""
+class _Turn:
+    """A turn that may be sent again, to the model that answers it."""
 
-    inbound: Inbound
-    payload: JsonObject
-    conversation: Conversation
-    edited: Conversation
-    exchange: Exchange
-    credentials: Credentials | None
+    gateway: Gateway
+    planner: Planner
+    asked: Asked
+    target: Resolved
+    plan: Plan
+
+    def offer(self) -> Offer:
+        bound = self.gateway.candidates.destination(self.target).capabilities.prefix_bound
+        return Offer(names=tuple(self.plan.restorable), may_continue=not bound)
+
+    async def again(self, names: tuple[str, ...] | None, said: tuple[Block, ...]) -> tuple[Route, UpstreamReply]:
+        """See `restoring.Again`."""
+        asked, target = self.asked, self.target
+        plan = await self.planner.restored(self.plan, names, self.gateway.candidates.destination(target))
+        asked.exchange.note_plan(plan)
+        if said:
+            plan = replace(plan, conversation=continued(plan.conversation, said, names))
+        candidate, reply = await self.gateway.send(asked, target, plan)
+        return candidate.route, reply
+
+    async def later(self, names: tuple[str, ...]) -> None:
+        """See `restoring.Later`."""
+        await self.planner.owe(self.plan, names)
+
+
+def _name(target: Resolved) -> str:
+    return f"{target.provider.name}/{target.model_id}"

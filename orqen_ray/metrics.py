@@ -90,6 +90,10 @@ class Metrics:
         self.limited = counter("orqen_limited_requests", "Answered 429 by the gateway itself.", ("reason",))
         self.store_failures = counter("orqen_store_failures", "Failed calls to database or redis.", ("store",))
         self.trace_rows = counter("orqen_trace_rows", "Rows written or dropped.", ("outcome",))
+        self.pins_lost = counter("orqen_pins_lost", "Later turns of a conversation whose pin was gone.")
+        self.restores = counter("orqen_restores", "Turns sent again with tools that the model asked for.")
+        self.plans_late = counter("orqen_plans_late", "Conversations sent whole: no time, or a failure.", ("reason",))
+        self.prefix_breaks = counter("orqen_prefix_breaks", "Turns that changed what was sent before.", ("cause",))
         self.processes = gauge(
             "orqen_processes", "Processes of the gateway: ingress, forwarder.", ("role",), multiprocess_mode="livesum"
         )
@@ -120,6 +124,12 @@ class Metrics:
         for kind, count in tokens.items():
             if count > 0:
                 self._of(self.tokens, provider or NO_PROVIDER, kind).inc(count)
+
+    def count_late(self, reason: str) -> None:
+        self._of(self.plans_late, reason).inc()
+
+    def count_prefix_break(self, cause: str) -> None:
+        self._of(self.prefix_breaks, cause).inc()
 
     def exposition(self, accept: str = "") -> tuple[bytes, str]:
         """All figures and their content type, in OpenMetrics if `accept` asks for it. Reads files: use a thread."""

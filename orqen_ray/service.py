@@ -8,10 +8,13 @@ from typing import Literal
 
 from orqen_ray.attempts import RetryPolicy
 from orqen_ray.config import VARIABLES, Settings, load_secrets, read_environment
+from orqen_ray.encoders.opening import open_embedder, open_reranker
+from orqen_ray.encoders.protocol import Embedder, Reranker
 from orqen_ray.errors import BadRequest, StoreUnavailable
 from orqen_ray.fallbacks import check_fallbacks
 from orqen_ray.gateway import Gateway
 from orqen_ray.metrics import Metrics
+from orqen_ray.optimizer import Optimizer, open_optimizer
 from orqen_ray.providers.breaker import BreakerPolicy
 from orqen_ray.providers.catalog import Catalog, load_catalog
 from orqen_ray.providers.credentials import EnvironmentCredentials, LayeredCredentials
@@ -41,10 +44,13 @@ class Service:
     keys: Keys
     gateway: Gateway
     metrics: Metrics
+    embedder: Embedder | None
+    reranker: Reranker | None
     _key_cache: KeyCache
     _rate_limits: RateLimits
     _budgets: Budgets
     _traces: TraceWriter
+    _optimizer: Optimizer
     _forwarder: Forwarder | None
 
     @property
@@ -88,6 +94,7 @@ class Service:
     async def aclose(self) -> None:
         """Write what is pending and let go of every connection."""
         await self._traces.aclose()
+        await self._optimizer.aclose()
         await self._budgets.aclose()
         await self._rate_limits.aclose()
         if self._forwarder is not None:
@@ -95,15 +102,28 @@ class Service:
         await self.database.aclose()
 
 
-async def open_service(settings: Settings, upstream: Upstream | None = None, *, ship_traces: bool = True) -> Service:
+async def open_service(
+    settings: Settings,
+    upstream: Upstream | None = None,
+    *,
+    embedder: Embedder | None = None,
+    reranker: Reranker | None = None,
+    ship_traces: bool = True,
+) -> Service:
     """Open the store, the trace log and, without `upstream`, a forwarder in this process.
 
-    Without `ship_traces` the rows stay in the spool, from where readers on this machine have them as well.
+    Args:
+        embedder, reranker: encoders elsewhere. Without them, those of the settings begin to open here, where tools are
+            routed.
+        ship_traces: else the rows stay in the spool, from where readers on this machine have them as well.
     """
     catalog = load_catalog(settings.operator_rows())
     check_fallbacks(catalog, settings.fallbacks)
     metrics = open_metrics("ingress")
     database = await open_database(settings, metrics)
+    if settings.optimization.tools:
+        embedder = embedder or open_embedder(settings.encoders)
+        reranker = reranker or open_reranker(settings.encoders)
     forwarder = None
     if upstream is None:
         upstream = forwarder = await open_forwarder(settings, database, catalog, metrics)
@@ -114,17 +134,23 @@ async def open_service(settings: Settings, upstream: Upstream | None = None, *, 
     retry = RetryPolicy(**settings.retries.model_dump(), total_s=settings.timeouts.total_s)
     budgets = Budgets(TokenCounts(database), metrics)
     budgets.start()
+    optimizer = await open_optimizer(settings, database, metrics, embedder, reranker)
     return Service(
         settings=settings,
         catalog=catalog,
         database=database,
         keys=keys,
-        gateway=Gateway(catalog, upstream, traces, retry, settings.fallbacks, metrics, budgets.spend),
+        gateway=Gateway(
+            catalog, upstream, traces, retry, settings.fallbacks, metrics, budgets.spend, optimizer.planning
+        ),
         metrics=metrics,
+        embedder=embedder,
+        reranker=reranker,
         _key_cache=KeyCache(keys, database.reads, _KEY_TTL_S, settings.storage.outage_grace_s),
         _rate_limits=RateLimits(settings.storage.redis_url, metrics),
         _budgets=budgets,
         _traces=traces,
+        _optimizer=optimizer,
         _forwarder=forwarder,
     )
 

@@ -14,7 +14,7 @@ _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ARRAY = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-def top_level(body: bytes) -> dict[str, msgspec.Raw]:
+def top_level(body: bytes | msgspec.Raw) -> dict[str, msgspec.Raw]:
     """The fields of the JSON object in `body`, in order, their values not decoded.
 
     Raises:
@@ -24,6 +24,11 @@ def top_level(body: bytes) -> dict[str, msgspec.Raw]:
         return _OBJECT.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise BadRequest("the body is not a JSON object") from exc
+
+
+def array(raw: bytes | msgspec.Raw) -> list[msgspec.Raw]:
+    """The elements of a JSON array, not decoded."""
+    return _ARRAY.decode(raw)
 
 
 def splice(body: bytes, replace: Mapping[str, bytes], remove: Collection[str] = ()) -> bytes:

@@ -103,10 +103,14 @@ def holds_sealed_reasoning(conversation: Conversation) -> bool:
 def without_sealed_reasoning(conversation: Conversation) -> Conversation:
     """The conversation for another model or account, which could not read that reasoning; itself where there is none.
 
-    For use outside a tool loop (`obstacles` says so): there a model does without the reasoning of earlier turns.
+    Meant for use outside a tool loop (`obstacles` says so): there a model does without the reasoning of earlier turns.
+    Within one the model stops thinking, too: vendors want the reasoning behind a call from a model that thinks.
     """
     if not holds_sealed_reasoning(conversation):
         return conversation
+    thinking = conversation.reasoning
+    if thinking is not None and thinking.mode == "on" and _is_sealed(_open_turn(conversation)):
+        conversation = replace(conversation, reasoning=replace(thinking, mode="off", budget_tokens=None))
     messages = (_unsealed(message) for message in conversation.messages)
     return replace(conversation, messages=tuple(message for message in messages if message.blocks))
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import msgspec
 
-from orqen_ray.types import Attempt
+from orqen_ray.types import Attempt, ToolScore
 
 
 class Trace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -36,6 +36,22 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ] = ()
     tools_input: Annotated[int, "Tools in the caller's request."] = 0
     tools_output: Annotated[int, "Tools forwarded in full."] = 0
+    tool_tokens_input: Annotated[int | None, "Tokens of the caller's tools; null where nobody counted."] = None
+    tool_tokens_output: Annotated[int | None, "Tokens of the tools that were sent, the index included."] = None
+    tool_set: Annotated[str | None, "Fingerprint of the caller's tools; null where nothing was to be decided."] = None
+    tools_arm: Annotated[str | None, "`routed`, `holdout` (all sent, to measure) or `whole`; null: no decision."] = None
+    tools_reason: Annotated[str | None, "Why this many tools were sent, one word; docs/tools.md lists them."] = None
+    tools_propensity: Annotated[float | None, "Probability with which the conversation got its arm."] = None
+    tools_method: Annotated[str | None, "`keyword` or `semantic`: how tools were scored at first sight."] = None
+    tools_p_miss: Annotated[float | None, "Probability, at first sight, that a tool left out is needed."] = None
+    tools_scored: Annotated[
+        tuple[ToolScore, ...], "Verdicts of this turn, the most needed tools first; empty when an earlier turn decided."
+    ] = ()
+    tools_restored: Annotated[tuple[str, ...], "Tools brought back within this turn."] = ()
+    tools_missed: Annotated[tuple[str, ...], "Tools needed in this turn that were, or would have been, left out."] = ()
+    policy: Annotated[str | None, "Version of the snapshot that decided."] = None
+    pin: Annotated[str | None, "`new`, `found`, `lost` (a later turn, decided anew); null: nothing was pinned."] = None
+    prefix_break: Annotated[str | None, "Why the request did not begin with what was sent before; null: it did."] = None
     input_tokens: Annotated[int, "Prompt tokens neither read from nor written to the provider's cache."] = 0
     cache_read_tokens: Annotated[int, "Prompt tokens read from the provider's cache."] = 0
     cache_write_tokens: Annotated[int, "Prompt tokens written to the provider's cache."] = 0
@@ -48,6 +64,7 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     response_bytes: Annotated[int, "Size of the body that the caller was sent; 0 for an error of the gateway."] = 0
     read_ms: Annotated[float | None, "Milliseconds to read the caller's body."] = None
     select_ms: Annotated[float | None, "Milliseconds to find the provider and the model."] = None
+    plan_ms: Annotated[float | None, "Milliseconds to decide what is sent."] = None
     build_ms: Annotated[float | None, "Milliseconds to write the provider's body."] = None
     overhead_ms: Annotated[float | None, "Milliseconds in the gateway before the first call to a provider."] = None
     first_byte_ms: Annotated[float | None, "Milliseconds from the start to the provider's response head."] = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import is_dataclass
 from datetime import datetime
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -10,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orqen_ray.traces.row import Trace
-from orqen_ray.types import Attempt
 
 _SCALARS: dict[object, pa.DataType] = {
     str: pa.string(),
@@ -30,8 +30,8 @@ def _type_of(kind: Any) -> tuple[pa.DataType, bool]:
         return _type_of(kind)[0], True
     if get_origin(kind) is tuple:
         return pa.list_(_type_of(get_args(kind)[0])[0]), False
-    if kind is Attempt:
-        return pa.struct([pa.field(name, _type_of(hint)[0]) for name, hint in get_type_hints(Attempt).items()]), False
+    if is_dataclass(kind):
+        return pa.struct([pa.field(name, _type_of(hint)[0]) for name, hint in get_type_hints(kind).items()]), False
     return _SCALARS[kind], False
 
 
@@ -52,8 +52,14 @@ def parquet_options(schema: pa.Schema = TRACE_SCHEMA) -> dict[str, Any]:
     """Options for `pq.ParquetWriter`: zstd, and for each column the encoding that suits it."""
     floats = [field.name for field in schema if pa.types.is_floating(field.type)]
     own = {"started_at": "DELTA_BINARY_PACKED", **dict.fromkeys(floats, "BYTE_STREAM_SPLIT")}
-    lists = {"tools_called.list.element", "dropped.list.element"}
-    structs = {f"attempt_log.list.element.{name}" for name in get_type_hints(Attempt)}
+    lists = {f"{field.name}.list.element" for field in schema if pa.types.is_list(field.type)}
+    structs = {
+        f"{field.name}.list.element.{inner.name}"
+        for field in schema
+        if pa.types.is_list(field.type) and pa.types.is_struct(field.type.value_type)
+        for inner in field.type.value_type
+    }
+    lists -= {path.rpartition(".")[0] for path in structs}
     plain = {field.name for field in schema if not pa.types.is_nested(field.type)} - own.keys() - _UNIQUE
     return {
         "compression": "zstd",

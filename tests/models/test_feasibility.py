@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -16,6 +16,7 @@ from orqen_ray.conversation import (
     Message,
     Opaque,
     OutputFormat,
+    Reasoning,
     Source,
     Text,
     Thinking,
@@ -129,3 +130,14 @@ def test_what_was_taken_out_is_gone_and_the_rest_stays(conversation: Conversatio
     assert (left is conversation) == (not holds_sealed_reasoning(conversation))
     assert left.tools == conversation.tools and left.system == conversation.system
     assert without_sealed_reasoning(left) is left
+
+
+@pytest.mark.parametrize(("mode", "left"), [("on", "off"), ("adaptive", "adaptive")])
+def test_in_a_tool_loop_a_model_without_its_reasoning_stops_thinking(
+    mode: Literal["on", "adaptive"], left: Literal["off", "adaptive"]
+) -> None:
+    thinking = Reasoning(mode=mode, budget_tokens=2048 if mode == "on" else None)
+    loop = replace(said(ASK, (SIGNED, CALL), (RESULT,)), reasoning=thinking)
+    assert without_sealed_reasoning(loop).reasoning == Reasoning(mode=left)
+    after = replace(said(ASK, (SIGNED, CALL), (RESULT,), (Text(text="done"),), ASK), reasoning=thinking)
+    assert without_sealed_reasoning(after).reasoning == thinking
