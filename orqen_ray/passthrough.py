@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from orqen_ray.attempts import Candidate
+from orqen_ray.candidates import Inbound
 from orqen_ray.conversation import Conversation
 from orqen_ray.errors import BadRequest
 from orqen_ray.exchange import Exchange
@@ -18,7 +19,7 @@ from orqen_ray.formats.format import Format
 from orqen_ray.formats.paths import bedrock_path
 from orqen_ray.formats.rawjson import splice
 from orqen_ray.formats.reading import bounded_depth, decode_object
-from orqen_ray.gateway import Gateway, Inbound
+from orqen_ray.gateway import Gateway
 from orqen_ray.providers.catalog import Provider, Resolved
 from orqen_ray.providers.headers import allowed_request_headers
 from orqen_ray.relay import Answer, Route, answer
@@ -128,7 +129,7 @@ async def _invoke(gateway: Gateway, inbound: Inbound, operation: str) -> _Outgoi
 
 
 async def count(gateway: Gateway, inbound: Inbound) -> Answer | int:
-    """Tokens of an Anthropic request: the provider's own answer, or an estimate where it has no such call.
+    """Tokens of an Anthropic request as it would be sent: the provider's answer, or an estimate where it has none.
 
     An estimate reaches no provider and leaves no trace row.
 
@@ -140,11 +141,13 @@ async def count(gateway: Gateway, inbound: Inbound) -> Answer | int:
         conversation = read_count_request(payload, None)
     target = await gateway.resolve(conversation.model)
     provider = target.provider
+    edited = (await gateway.plan(inbound, conversation, target, keep=False)).conversation
     if provider.dialect != "anthropic_messages" or "count_tokens" not in provider.families:
-        return await asyncio.to_thread(count_tokens, conversation)
+        return await asyncio.to_thread(count_tokens, edited)
+    edits = gateway.candidates.edits(inbound, payload, conversation, edited) or {}
     changed = {} if conversation.model == target.model_id else {"model": msgspec.json.encode(target.model_id)}
     format_ = replace(inbound.format, scan_reply=OPENAI_FAMILY.scan_reply)
-    body = splice(inbound.body, changed)
+    body = splice(inbound.body, {**edits, **changed})
 
     async def counting() -> _Outgoing:
         return _Outgoing(model=conversation.model, target=target, path=_COUNT_PATH, body=body, format=format_)

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from orqen_ray.api.chat import chat_routes
 from orqen_ray.api.metrics import metrics_route
 from orqen_ray.api.models import model_routes
+from orqen_ray.api.preview import preview_route
 from orqen_ray.api.wire import headers_of, request_id_of
 from orqen_ray.errors import GatewayError, MethodNotAllowed, NotFound
 from orqen_ray.formats.anthropic_messages.format import ANTHROPIC_MESSAGES
@@ -51,7 +52,7 @@ def create_app(service: Service) -> Application:
     # A redirect of `/v1/messages/` would name whatever host the request names, and clients follow it with their key.
     app = Application(title="Orqen-Ray", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     calls = chat_routes(service)
-    app.router.routes.extend([*calls, *model_routes(service), metrics_route(service)])
+    app.router.routes.extend([*calls, *model_routes(service), preview_route(service), metrics_route(service)])
     app.endpoints = {route.path: route.app for route in calls if not route.param_convertors}
 
     @app.get("/healthz")

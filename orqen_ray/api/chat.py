@@ -6,13 +6,12 @@ from dataclasses import replace
 
 from starlette.routing import Route
 
-from orqen_ray.api.endpoint import Endpoint, JsonAnswer, Request, Serve
-from orqen_ray.errors import BadRequest, NotFound
+from orqen_ray.api.endpoint import Endpoint, JsonAnswer, Request, Serve, inbound_of
+from orqen_ray.errors import NotFound
 from orqen_ray.formats.anthropic_messages.format import ANTHROPIC_MESSAGES
 from orqen_ray.formats.bedrock_converse.format import BEDROCK_CONVERSE
 from orqen_ray.formats.families import FAMILIES
 from orqen_ray.formats.openai_chat.format import OPENAI_CHAT
-from orqen_ray.gateway import Inbound
 from orqen_ray.passthrough import count, family_call, invoke
 from orqen_ray.relay import Answer
 from orqen_ray.service import Service
@@ -23,13 +22,13 @@ def chat_routes(service: Service) -> list[Route]:
     gateway = service.gateway
 
     async def converse(request: Request) -> Answer:
-        return await gateway.converse(_inbound(request))
+        return await gateway.converse(inbound_of(request))
 
     async def converse_stream(request: Request) -> Answer:
-        return await gateway.converse(replace(_inbound(request), url_stream=True))
+        return await gateway.converse(replace(inbound_of(request), url_stream=True))
 
     async def count_tokens(request: Request) -> Answer | JsonAnswer:
-        counted = await count(gateway, _inbound(request))
+        counted = await count(gateway, inbound_of(request))
         if isinstance(counted, int):
             return JsonAnswer(body={"input_tokens": counted}, headers={"x-orqen-estimated": "input_tokens"})
         return counted
@@ -40,11 +39,11 @@ def chat_routes(service: Service) -> list[Route]:
         name = below.partition("/")[0]
         if name not in FAMILIES:  # a known name, but percent-encoded
             raise NotFound(f"no such path: {path[:200]}; the calls of this gateway are listed in docs/api.md")
-        return await family_call(gateway, _inbound(request), f"/{below}", name, method=request.scope["method"])
+        return await family_call(gateway, inbound_of(request), f"/{below}", name, method=request.scope["method"])
 
     def invoked(operation: str) -> Serve:
         async def call(request: Request) -> Answer:
-            return await invoke(gateway, _inbound(request), operation)
+            return await invoke(gateway, inbound_of(request), operation)
 
         return call
 
@@ -68,18 +67,3 @@ def chat_routes(service: Service) -> list[Route]:
 
 def _route(path: str, endpoint: Endpoint, *methods: str) -> Route:
     return Route(path, endpoint, methods=list(methods) or ["POST"])
-
-
-def _inbound(request: Request) -> Inbound:
-    model = request.path_params.get("model_id")
-    if model is not None and not model.strip():
-        raise BadRequest("the URL names no model; expected /model/{id}/converse")
-    return Inbound(
-        format=request.format,
-        body=request.body,
-        headers=request.headers,
-        key_id=request.key.id,
-        request_id=request.request_id,
-        query=request.query,
-        url_model=model,
-    )

@@ -11,8 +11,9 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from orqen_ray.api.wire import check_content, headers_of, read_body, request_id_of, secret_of
+from orqen_ray.candidates import Inbound
 from orqen_ray.conversation import JsonObject
-from orqen_ray.errors import GatewayError
+from orqen_ray.errors import BadRequest, GatewayError
 from orqen_ray.formats.format import Format
 from orqen_ray.logs import CURRENT, CurrentRequest
 from orqen_ray.recording import record_unforwarded
@@ -126,6 +127,28 @@ class Endpoint:
             raise
         finally:
             await answer.aclose(client_disconnected=gone)
+
+
+def inbound_of(request: Request) -> Inbound:
+    """The request as the gateway takes it.
+
+    Raises:
+        BadRequest: the model in the URL is empty.
+    """
+    model = request.path_params.get("model_id")
+    if model is not None and not model.strip():
+        raise BadRequest("the URL names no model; expected /model/{id}/converse")
+    return Inbound(
+        format=request.format,
+        body=request.body,
+        headers=request.headers,
+        key_id=request.key.id,
+        request_id=request.request_id,
+        query=request.query,
+        url_model=model,
+        optimization=request.key.optimization,
+        k_target=request.key.k_target_override,
+    )
 
 
 async def _until_disconnect(receive: Receive, work: Awaitable[None], client: _Client) -> None:

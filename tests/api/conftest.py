@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -16,7 +17,7 @@ from orqen_ray.types import Call, UpstreamReply
 
 Script = Callable[[Call], tuple[int, Mapping[str, str], list[bytes]]]
 
-ROWS = {
+ROWS: dict[str, dict[str, Any]] = {
     "lab-openai": {
         "dialect": "openai",
         "base_url": "http://lab.invalid/v1",

@@ -71,3 +71,15 @@ async def test_a_provider_that_refuses_the_gateways_key_is_named(
     assert answer.status_code == 401
     message = answer.json()["error"]["message"]
     assert message == "the provider 'lab-openai' refuses the gateway's credentials: bad key"
+
+
+async def test_a_note_to_anthropic_that_is_new_each_time_reaches_nobody_else(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream
+) -> None:
+    upstream.script = lambda call: (200, {"content-type": "application/json"}, openai_reply("x", stream=False)[1])
+    note = {"type": "text", "text": "x-anthropic-billing-header: cc_version=2.1.177; cc_entrypoint=cli; cch=36ee5;"}
+    request = {"max_tokens": 5, "system": [note, {"type": "text", "text": "Be brief."}]}
+    request |= {"model": "lab-openai/m", "messages": [{"role": "user", "content": "x"}]}
+    answer = await client.post("/v1/messages", json=request)
+    assert b"billing" not in upstream.calls[0].body and b"Be brief." in upstream.calls[0].body
+    assert "system.x-anthropic-billing-header" in answer.headers["x-orqen-dropped"]

@@ -55,6 +55,9 @@ async def test_no_header_of_a_caller_breaks_out_of_its_line(
     upstream.script = json_reply(ANSWER)
     for path, model in ((CHAT, "lab-openai/m"), ("/v1/messages", "lab-anthropic/m")):
         caller = await ask(service, (name, value), path=path, body={**ASK, "model": model, "max_tokens": 5})
+        if name == b"x-orqen-optimize" and value.decode("latin-1").strip():  # none of these can be optimized
+            assert check_answer(caller) == 400 and not upstream.calls
+            continue
         assert check_answer(caller) == 200
         sent = upstream.calls[-1]
         assert all(value.isprintable() and "x-evil" not in name for name, value in sent.headers)

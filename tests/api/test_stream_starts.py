@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from orqen_ray.candidates import Inbound
 from orqen_ray.formats.eventstream import write_frame
-from orqen_ray.gateway import Inbound
 from orqen_ray.types import Call, UpstreamReply
 from tests.api.conftest import ScriptedUpstream
 from tests.api.lab import lab_gateway
