@@ -13,9 +13,11 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import msgspec
 import typer
 
+from orqen_ray.audit_cli import app as audit_app
 from orqen_ray.config import Settings, SettingsError, load_secrets, load_settings, read_environment
 from orqen_ray.doctor.checks import examine
 from orqen_ray.errors import BadRequest, GatewayError, NotFound
+from orqen_ray.eval_cli import app as eval_app
 from orqen_ray.probe import probe
 from orqen_ray.prompts import read_api_key, read_aws_keys
 from orqen_ray.providers.catalog import Catalog, Provider, check_base_url, load_catalog
@@ -27,6 +29,7 @@ from orqen_ray.store.keys import KeyRecord, Keys
 from orqen_ray.store.rotation import rotate
 from orqen_ray.store.secrets import ProviderSecrets
 from orqen_ray.store.token_counts import TokenCounts
+from orqen_ray.switches_cli import optimize_key
 from orqen_ray.types import Credentials
 
 T = TypeVar("T")
@@ -37,9 +40,12 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 keys_app = typer.Typer(no_args_is_help=True, help="The keys that callers of the gateway hold.")
 providers_app = typer.Typer(no_args_is_help=True, help="The credentials with which the gateway calls providers.")
 app.add_typer(keys_app, name="keys")
+keys_app.command("optimize")(optimize_key)
 secrets_app = typer.Typer(no_args_is_help=True, help="The key that seals the credentials of providers.")
 app.add_typer(providers_app, name="providers")
 app.add_typer(secrets_app, name="secrets")
+app.add_typer(audit_app, name="audit")
+app.add_typer(eval_app, name="eval")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 ProviderName = Annotated[str, typer.Argument(help="The provider's name, as in the catalog or the configuration.")]

@@ -111,6 +111,17 @@ def test_a_key_is_made_listed_and_revoked() -> None:
     assert [key["revoked_at"] is not None for key in json_of("keys", "list")] == [True]
 
 
+def test_a_key_gets_switches_of_its_own_and_loses_them() -> None:
+    made = json_of("keys", "create", "alice")
+    changed = json_of("keys", "optimize", made["id"], "--no-tools", "--schemas", "--k-target", "12")
+    assert changed["optimization"] == {"tools": False, "schemas": True} and changed["k_target_override"] == 12
+    assert "tools off, 12 tools in full" in orqen("keys", "optimize", made["id"]).output.replace("schemas on, ", "")
+    assert json_of("keys", "list")[0]["optimization"] == {"tools": False, "schemas": True}
+    reset = json_of("keys", "optimize", made["id"], "--reset", "--no-restore")
+    assert reset["optimization"] == {"restore": False} and reset["k_target_override"] is None
+    assert orqen("keys", "optimize", "key_nope", "--tools").exit_code == 1
+
+
 def test_the_text_form_shows_the_new_secret_alone_on_the_first_line() -> None:
     first_line = orqen("keys", "create", "alice").stdout.splitlines()[0]
     assert len(first_line) == len("sk-orq-") + 64
@@ -315,7 +326,7 @@ def commands(group: Any, path: str = "orqen") -> Iterator[tuple[str, Any]]:
 def test_every_command_and_option_is_documented() -> None:
     page = (Path(__file__).parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")
     listed = dict(commands(typer.main.get_command(app)))
-    assert len(listed) == 9
+    assert len(listed) == 12
     for path, command in listed.items():
         heading, _, rest = page.partition(f"### `{path}")
         assert rest, f"docs/cli.md lacks the heading ### `{path} ...`"
