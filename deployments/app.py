@@ -10,12 +10,18 @@ from ray.serve import Application, Deployment
 from ray.serve.config import BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
+from deployments.encoders import EmbedderPool, RerankerPool
 from deployments.flags import REPLICA_FLAGS, metrics_directory
 from deployments.forwarder import ForwarderPool
 from deployments.ingress import Ingress
-from orqen_ray.config import ReplicaSettings, Settings, load_settings
+from orqen_ray.config import Settings, load_settings
+from orqen_ray.sections import ReplicaSettings
 
 MAX_ONGOING_REQUESTS = 1000
+TARGET_ONGOING_REQUESTS = MAX_ONGOING_REQUESTS // 4
+"""A stream counts for as long as it lasts."""
+TARGET_ONGOING_ENCODINGS = 4
+"""Short work that keeps a core busy: what is more waits."""
 
 
 def build(args: Settings) -> Application:
@@ -26,8 +32,21 @@ def build(args: Settings) -> Application:
     settings = args.with_environment() if args.model_fields_set else load_settings()
     pool: Application | None = None
     if settings.forwarder.placement == "pool":
-        pool = _deployment(ForwarderPool, "Forwarder", settings.forwarder).bind(settings)
-    return _deployment(serve.ingress()(Ingress), "Ingress", settings.ingress).bind(settings, pool)
+        pool = _deployment(ForwarderPool, "Forwarder", _options(settings.forwarder)).bind(settings)
+    ingress = _deployment(serve.ingress()(Ingress), "Ingress", _options(settings.ingress))
+    return ingress.bind(settings, pool, *_encoders(settings))
+
+
+def _encoders(settings: Settings) -> tuple[Application | None, Application | None]:
+    """The embedder and the reranker, where they have places of their own."""
+    encoders = settings.encoders
+    if encoders.placement != "pool" or not settings.optimization.tools:
+        return None, None
+    options = _options(encoders, TARGET_ONGOING_ENCODINGS)
+    options["ray_actor_options"]["num_gpus"] = 1 if encoders.device == "cuda" else 0
+    embedder = _deployment(EmbedderPool, "Embedder", options).bind(settings)
+    reranker = _deployment(RerankerPool, "Reranker", options).bind(settings) if encoders.reranker else None
+    return embedder, reranker
 
 
 def shared_metrics() -> dict[str, str]:
@@ -36,19 +55,19 @@ def shared_metrics() -> dict[str, str]:
     return {"PROMETHEUS_MULTIPROC_DIR": str(metrics_directory(session))}
 
 
-def _deployment(kind: type, name: str, replicas: ReplicaSettings) -> Deployment:
+def _deployment(kind: type, name: str, options: dict[str, Any]) -> Deployment:
     deployment = cast(Deployment, serve.deployment(kind))  # Ray's stub describes the decorator form
-    return deployment.options(name=name, **_options(replicas))
+    return deployment.options(name=name, **options)
 
 
-def _options(replicas: ReplicaSettings) -> dict[str, Any]:
+def _options(replicas: ReplicaSettings, target_ongoing_requests: int = TARGET_ONGOING_REQUESTS) -> dict[str, Any]:
     options: dict[str, Any] = {"num_replicas": replicas.min_replicas}
     if replicas.max_replicas > replicas.min_replicas:
         options = {
             "autoscaling_config": {
                 "min_replicas": replicas.min_replicas,
                 "max_replicas": replicas.max_replicas,
-                "target_ongoing_requests": MAX_ONGOING_REQUESTS // 4,  # a stream counts for as long as it lasts
+                "target_ongoing_requests": target_ongoing_requests,
                 "upscale_delay_s": 5,
                 "downscale_delay_s": 1800,  # each change reloads HAProxy
             }

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,12 +23,17 @@ import openai
 import psutil
 from botocore.config import Config
 
+from deployments.demo_tools import WEATHER, many_tools
+
 MODEL = "sandbox/echo"
 QUESTION = "What is the weather in London?"
+CITIES = ("London", "Paris", "Rome", "Oslo", "Bern", "Vienna", "Prague", "Lisbon", "Dublin", "Athens")
+READING_S = 2
+LATER_QUESTION = "Then the fair is off: cancel_meeting, please."
 START_WITHIN_S = 120
 STOP_WITHIN_S = 60
-PARAMETERS: dict[str, Any] = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-TOOL = {"name": "get_weather", "description": "Current weather of a city."}
+PARAMETERS: dict[str, Any] = WEATHER["parameters"]
+TOOL = {"name": WEATHER["name"], "description": WEATHER["description"]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +50,7 @@ def main() -> int:
     """Returns 0 when every call was answered and nothing was left running."""
     with tempfile.TemporaryDirectory(prefix="orqen-demo-") as folder, gateway(Path(folder)) as (url, key, process):
         say(f"The gateway serves on {url}. Its provider here is `{MODEL}`: embedded, deterministic, not a model.\n")
-        rows = [*openai_rows(url, key), *anthropic_rows(url, key), *boto3_rows(url, key)]
+        rows = [*openai_rows(url, key), *anthropic_rows(url, key), *boto3_rows(url, key), *many_tools_rows(url, key)]
         for row in rows:
             say(f"{row.client:<14} {row.call:<7} {row.got}")
             say("\n".join(" " * 23 + line for line in _header_lines(row.headers)) + "\n")
@@ -142,6 +148,42 @@ def boto3_rows(url: str, key: str) -> Iterator[Row]:
     called = client.converse(**request, toolConfig=tools)
     blocks = [block["toolUse"] for block in called["output"]["message"]["content"] if "toolUse" in block]
     yield row("tools", [(use["name"], json.dumps(use["input"])) for use in blocks], _boto_headers(called))
+
+
+def many_tools_rows(url: str, key: str) -> Iterator[Row]:
+    """61 tools: all of them, those that the gateway finds needed, and one that it left out and the model asks for."""
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
+    tools: Any = many_tools()
+    row = _rows("OpenAI SDK")
+
+    def ask(messages: list[Any], **headers: str) -> Any:
+        create = client.chat.completions.with_raw_response.create
+        return create(model=MODEL, messages=messages, tools=tools, extra_headers=headers)
+
+    def called(call: str, answer: Any) -> Row:
+        reply = answer.parse()
+        made = ", ".join(
+            f"{c.function.name}({c.function.arguments})" for c in reply.choices[0].message.tool_calls or []
+        )
+        return row(call, f"calls {made}; a prompt of {reply.usage.prompt_tokens:,} tokens", answer.headers)
+
+    yield called("all", ask(_asking("London"), **{"X-Orqen-Optimize": "off"}))
+    # Tools never seen are sent whole when reading them takes longer than a request may wait; later ones profit.
+    for city in CITIES:
+        messages = _asking(city)
+        routed = ask(messages)
+        if routed.headers["x-orqen-tools-output"] != routed.headers["x-orqen-tools-input"]:
+            break
+        time.sleep(READING_S)
+    yield called("routed", routed)
+    said = routed.parse().choices[0].message
+    messages += [said, *({"role": "tool", "tool_call_id": c.id, "content": "Rain."} for c in said.tool_calls or [])]
+    messages += [{"role": "assistant", "content": "It rains."}, {"role": "user", "content": LATER_QUESTION}]
+    yield called("restore", ask(messages))
+
+
+def _asking(city: str) -> list[Any]:
+    return [{"role": "user", "content": f"What is the weather in {city}?"}]
 
 
 def _rows(client: str) -> Callable[[str, Any, Any], Row]:

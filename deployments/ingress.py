@@ -9,9 +9,11 @@ from typing import Any
 from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 
+from deployments.encoders import RemoteEmbedder, RemoteReranker
 from deployments.remote import RemoteForwarder
 from orqen_ray.api.app import create_app
 from orqen_ray.config import Settings
+from orqen_ray.encoders.protocol import Opening
 from orqen_ray.logs import configure_logs
 from orqen_ray.service import Service, open_service
 
@@ -34,18 +36,34 @@ HEALTH_SCOPE: dict[str, Any] = {
 
 
 class Ingress:
-    """Forwards itself, or through the pool when given its handle."""
+    """Forwards and encodes itself, or through the pools whose handles it is given."""
 
-    def __init__(self, settings: Settings, pool: DeploymentHandle[Any] | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        pool: DeploymentHandle[Any] | None = None,
+        embedder: DeploymentHandle[Any] | None = None,
+        reranker: DeploymentHandle[Any] | None = None,
+    ) -> None:
         self._settings = settings
         self._pool = pool
+        self._embedder = embedder
+        self._reranker = reranker
         self._service: Service | None = None
         self._app: FastAPI | None = None
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         configure_logs(**self._settings.logs.model_dump())
         upstream = remote_forwarder(self._settings, self._pool) if self._pool is not None else None
-        self._service = await open_service(self._settings, upstream)
+        self._service = await open_service(
+            self._settings,
+            upstream,
+            embedder=None if self._embedder is None else RemoteEmbedder(self._embedder),
+            reranker=None if self._reranker is None else RemoteReranker(self._reranker),
+        )
+        for encoder in (self._service.embedder, self._service.reranker):
+            if isinstance(encoder, Opening):
+                await encoder.opened()  # the first requests, too, find it; without it they are served all the same
         self._app = create_app(self._service)
         return self._app
 

@@ -27,7 +27,7 @@ def pool_gateway(
     tmp_path_factory: pytest.TempPathFactory, upstream: ScriptedUpstream, gateway: RunningGateway
 ) -> Iterator[RunningGateway]:
     """Its forwarders are a deployment of their own. The shared gateway runs beside it all the while."""
-    settings = {"providers": {"lab": lab_row(upstream)}, "forwarder": {"placement": "pool"}}
+    settings = {"providers": {"lab": lab_row(upstream)}, "forwarder": {"placement": "pool"}, "encoders": {}}
     with running_gateway(tmp_path_factory.mktemp("pool"), settings) as running:
         yield running
 
@@ -55,7 +55,7 @@ def test_an_error_of_the_provider_crosses_the_pool_as_itself(pool_gateway: Runni
     assert "openai" in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("deployment", ["Ingress", "Forwarder"])
+@pytest.mark.parametrize("deployment", ["Ingress", "Forwarder", "Embedder"])
 def test_the_gateway_recovers_from_the_death_of_a_replica(pool_gateway: RunningGateway, deployment: str) -> None:
     replica = pool_gateway.replica(deployment)
     replica.kill()

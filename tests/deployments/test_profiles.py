@@ -36,9 +36,27 @@ def test_the_builder_has_one_parameter_that_ray_can_resolve() -> None:
     assert parameter.annotation is Settings
 
 
-def test_the_pool_is_a_deployment_of_its_own_only_when_asked_for() -> None:
-    assert _deployment_names(Settings.model_validate({"limits": {"max_body_mib": 1}})) == {"Ingress"}
-    assert _deployment_names(Settings.model_validate({"forwarder": {"placement": "pool"}})) == {"Ingress", "Forwarder"}
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"limits": {"max_body_mib": 1}}, {"Ingress", "Embedder"}),
+        ({"forwarder": {"placement": "pool"}}, {"Ingress", "Embedder", "Forwarder"}),
+        ({"encoders": {"reranker": "some/model"}}, {"Ingress", "Embedder", "Reranker"}),
+        ({"encoders": {"placement": "ingress"}}, {"Ingress"}),
+        ({"optimization": {"tools": False}}, {"Ingress"}),
+    ],
+)
+def test_what_is_a_deployment_of_its_own(settings: dict[str, Any], expected: set[str]) -> None:
+    assert _deployment_names(Settings.model_validate(settings)) == expected
+
+
+def test_encoders_on_a_gpu_ask_for_one_and_scale_with_short_work() -> None:
+    encoders = {"device": "cuda", "embedder": "some/model", "max_replicas": 4}
+    ingress = build(Settings.model_validate({"encoders": encoders}))._bound_deployment
+    embedder = next(each for each in _bound(ingress) if each.name == "Embedder")
+    assert embedder.ray_actor_options["num_gpus"] == 1
+    scaling = embedder._deployment_config.autoscaling_config
+    assert scaling is not None and (scaling.max_replicas, scaling.target_ongoing_requests) == (4, 4)
 
 
 def test_the_cluster_file_opens_no_dashboard_and_sets_the_flags_before_ray_starts() -> None:
@@ -50,7 +68,9 @@ def test_the_cluster_file_opens_no_dashboard_and_sets_the_flags_before_ray_start
 
 
 def _deployment_names(settings: Settings) -> set[str]:
-    application = build(settings)
-    ingress = application._bound_deployment
-    bound = [ingress, *(each._bound_deployment for each in ingress.init_args if hasattr(each, "_bound_deployment"))]
-    return {each.name for each in bound}
+    return {each.name for each in _bound(build(settings)._bound_deployment)}
+
+
+def _bound(ingress: Any) -> list[Any]:
+    """The ingress and the deployments that it is given handles of."""
+    return [ingress, *(each._bound_deployment for each in ingress.init_args if hasattr(each, "_bound_deployment"))]
