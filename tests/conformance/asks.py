@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tests.conformance.scenarios import PNG
@@ -12,13 +12,13 @@ Body = dict[str, Any]
 
 SYSTEM = "You are terse. Über-terse."
 QUESTION = "What is 6 × 7? 🤔"
-PARAMETERS = {
+PARAMETERS: Body = {
     "type": "object",
     "properties": {"city": {"type": "string"}, "days": {"type": "integer", "minimum": 1}},
     "required": ["city"],
     "additionalProperties": False,
 }
-NOTHING = {"type": "object", "properties": {}}
+NOTHING: Body = {"type": "object", "properties": {}}
 TOOLS = {"get_weather": ("The weather of a city.", PARAMETERS), "clock": ("The time.", NOTHING)}
 PNG_BASE64 = base64.b64encode(PNG).decode()
 RESULT = "sunny, 21 °C"
@@ -30,10 +30,7 @@ def openai(topic: str, model: str) -> Body:
     body: Body = {"model": model, "messages": [system, question], "max_tokens": 4096}
     match topic:
         case "tools":
-            body["tools"] = [
-                {"type": "function", "function": {"name": name, "description": words, "parameters": schema}}
-                for name, (words, schema) in TOOLS.items()
-            ]
+            body = with_tools("openai", body, TOOLS)
         case "results":
             body |= openai("tools", model)
             calls = [("call_A", '{"city": "Zürich"}'), ("call_B", '{"city":"Atlantis"}')]
@@ -66,9 +63,7 @@ def anthropic(topic: str, model: str) -> Body:
     body: Body = {"model": model, "system": SYSTEM, "messages": [question], "max_tokens": 4096}
     match topic:
         case "tools":
-            body["tools"] = [
-                {"name": name, "description": words, "input_schema": schema} for name, (words, schema) in TOOLS.items()
-            ]
+            body = with_tools("anthropic", body, TOOLS)
         case "results":
             body |= anthropic("tools", model)
             calls = [("toolu_A", {"city": "Zürich"}), ("toolu_B", {"city": "Atlantis"})]
@@ -110,11 +105,7 @@ def boto3(topic: str, model: str) -> Body:
     }
     match topic:
         case "tools":
-            specs = [
-                {"name": name, "description": words, "inputSchema": {"json": schema}}
-                for name, (words, schema) in TOOLS.items()
-            ]
-            body["toolConfig"] = {"tools": [{"toolSpec": spec} for spec in specs]}
+            body = with_tools("boto3", body, TOOLS)
         case "results":
             body |= boto3("tools", model)
             calls = [("tooluse_A", {"city": "Zürich"}), ("tooluse_B", {"city": "Atlantis"})]
@@ -144,6 +135,26 @@ def boto3(topic: str, model: str) -> Body:
 
 
 ASKS: dict[str, Callable[[str, str], Body]] = {"openai": openai, "anthropic": anthropic, "boto3": boto3}
+
+
+def with_tools(sdk: str, body: Body, tools: Mapping[str, tuple[str, Body]]) -> Body:
+    """`body` with these tools: name -> what it is for, and its JSON Schema."""
+    listed = [(name, words, schema) for name, (words, schema) in tools.items()]
+    match sdk:
+        case "openai":
+            functions = [{"name": name, "description": words, "parameters": schema} for name, words, schema in listed]
+            return {**body, "tools": [{"type": "function", "function": function} for function in functions]}
+        case "anthropic":
+            return {**body, "tools": [{"name": n, "description": words, "input_schema": s} for n, words, s in listed]}
+        case _:
+            specs = [{"name": n, "description": words, "inputSchema": {"json": s}} for n, words, s in listed]
+            return {**body, "toolConfig": {"tools": [{"toolSpec": spec} for spec in specs]}}
+
+
+def with_words(sdk: str, body: Body, turn: Any, words: str) -> Body:
+    """`body` with the model's turn sent back as it came, and the user's next words."""
+    message = {"role": "user", "content": [{"text": words}] if sdk == "boto3" else words}
+    return {**body, "messages": [*body["messages"], turn, message]}
 
 
 def with_turn(sdk: str, body: Body, turn: Any, call_id: str) -> Body:

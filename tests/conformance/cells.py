@@ -96,6 +96,9 @@ PASSED: set[tuple[str, str, str, str]] = set()
 """(row, SDK, dialect, by whom) of what a test of this run has shown, and in FAILED of what one has refuted."""
 FAILED: set[tuple[str, str, str, str]] = set()
 
+FIGURES: list[str] = []
+"""What this run has measured, a line each."""
+
 _SIGNS = {
     "yes": "✔",
     "yes+aimock": "✔✔",
@@ -159,7 +162,31 @@ reply it names what is lost when the whole reply is known, so not in a stream, w
 Errors keep the provider's status; AWS says 403 where others say 401, and 503 where Anthropic says 529. boto3 has no
 class for 529: it raises `ServiceUnavailableException`.
 
+## Tools that are left out, and come back
+
+Scripted models that need a tool which the gateway has left out ask for it, each in its own way, whole and as streams.
+`test_restoring.py` drives them with each SDK in its own format, with two across formats, and with a provider that binds
+its reasoning to the prefix before it: it answers 400 when a byte of `system`, `tools` or the messages before a signed
+block has changed, or when another of its keys is used. It has no cause to.
+
+| the model asks | what the caller gets |
+| --- | --- |
+| at once, or after thinking | one answer that calls the tool; `x-orqen-restored` names it |
+| after visible text | the same answer goes on; where reasoning is bound, it ends there and the tool comes next turn |
+| beside a real call | that call; the tool comes next turn |
+| again in the same turn, or for a name that does not exist | one answer; all tools are there |
+| for two at once | one answer that has both |
+| in a later turn | the same as in the first |
+| not at all, but calls the tool straight away | that call; the tool is there from the next turn on |
+| never | its answer |
+
+In every one of these the caller sees nothing of the gateway's tool, input tokens as in the last call of the turn, and
+output tokens of all of them. What was sent before is sent again, byte for byte but for cache markers; where a model
+takes no tools added behind messages, `tools` grow by each restore, and nothing else changes. A conversation whose turns
+reach different processes, or one that started anew, goes on the same (`tests/api/test_pinned_prefix.py`).
+
 Beside the matrix: Converse with the key as a bearer token (by hand: boto3 sends one over HTTPS only), token counts,
 Responses, Embeddings and Invoke passed through, bad input, a hundred streams cut by their clients, and Claude Code
-reading a file by a tool call, with a provider of each dialect. [The snippets for other clients](sdks.md) are run, too.
+reading a file by a tool call, with a provider of each dialect; with a key that gets few tools it asks for its `Read`,
+and for one of the sixty tools of an MCP server. [The snippets for other clients](sdks.md) are run, too.
 """

@@ -10,7 +10,7 @@ import pytest
 from tests.conformance import cells
 from tests.conformance.aimock import aimock, aimock_rows
 from tests.conformance.credentials import ENVIRONMENT
-from tests.conformance.lab import Lab, provider_rows
+from tests.conformance.lab import PATIENT, Lab, provider_rows
 from tests.conformance.upstream import conformance_upstream
 from tests.conftest import running_gateway
 
@@ -22,7 +22,12 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     with conformance_upstream() as upstream, aimock(folder) as aimock_url:
         rows = provider_rows(upstream.url) | (aimock_rows(aimock_url) if aimock_url else {})
         # The scripted failures are many and mean nothing.
-        settings = {"providers": rows, "retries": {"max_retries": 0}, "circuit_breaker": {"failures": 1000}}
+        settings = {
+            "providers": rows,
+            "retries": {"max_retries": 0},
+            "circuit_breaker": {"failures": 1000},
+            **PATIENT,
+        }
         with running_gateway(folder, settings, environment) as gateway:
             lab = Lab(gateway, upstream, folder)
             yield lab
@@ -48,3 +53,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if cells.PASSED:
         terminalreporter.section("conformance")
         terminalreporter.write_line(cells.matrix(run=True))
+    for line in cells.FIGURES:
+        terminalreporter.write_line(line)

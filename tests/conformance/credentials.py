@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from tests.conformance.upstream import Received
 
 API_KEY = "lab-secret-0123456789abcdef"
+OTHER_KEY = "lab-second-0123456789abcdef"
 AWS_KEY_ID = "AKIACONFORMANCE00001"
 AWS_SECRET = "lab/secret+aws/0123456789abcdef"
 REGION = "us-east-1"
 ENVIRONMENT = {
     "LAB_API_KEY": API_KEY,
     "LAB_BEDROCK_TOKEN": API_KEY,
+    "LAB_OTHER_KEY": OTHER_KEY,
     "AWS_ACCESS_KEY_ID": AWS_KEY_ID,
     "AWS_SECRET_ACCESS_KEY": AWS_SECRET,
 }
@@ -41,10 +43,16 @@ def rightly_signed(received: Received) -> bool:
     """Whether the request carries this provider's own key, the way its vendor wants it, and no other."""
     authorization, api_key = received["authorization"], received["x-api-key"]
     if received.dialect == "anthropic":
-        return (authorization, api_key) == (None, API_KEY)
-    if received.dialect == "openai" or authorization == f"Bearer {API_KEY}":
-        return (authorization, api_key) == (f"Bearer {API_KEY}", None)
+        return authorization is None and api_key in (API_KEY, OTHER_KEY)
+    if received.dialect == "openai" or (authorization or "").startswith("Bearer "):
+        return api_key is None and authorization in (f"Bearer {API_KEY}", f"Bearer {OTHER_KEY}")
     return authorization is not None and _sigv4(received, authorization)
+
+
+def account(received: Received) -> str:
+    """Whose request it is: the vendor's reasoning is bound to that, too."""
+    given = received["authorization"] or received["x-api-key"] or ""
+    return AWS_KEY_ID if given.startswith("AWS4") else given.removeprefix("Bearer ")
 
 
 def _sigv4(received: Received, authorization: str) -> bool:

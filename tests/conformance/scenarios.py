@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
-import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -51,6 +49,9 @@ class Script:
     fails: int = 0
     breaks: Literal["", "error", "cut"] = ""
     stalls: Literal["", "before", "within"] = ""
+    signature: str = SIGNATURE
+    first_call: int = 0
+    """The number of the first call: ids of calls are unique within a conversation."""
 
     @property
     def pieces(self) -> list[str]:
@@ -91,12 +92,15 @@ class Seen:
         turns: (role, parts); a part is a tuple that starts with its kind: `("text", words)`, `("image", bytes)`,
             `("call", id, name, arguments)`, `("result", id, words, failed)`, `("thinking", words, signature)`,
             `("sealed", data)`.
+        tools: name -> schema of what may be called, offered from the start or added later.
+        described: name -> what the tool is for.
         marked: what carries a cache marker, in order: `system`, `tools`, `messages`.
     """
 
     system: list[str] = field(default_factory=list)
     turns: list[tuple[str, list[tuple[Any, ...]]]] = field(default_factory=list)
     tools: dict[str, Any] = field(default_factory=dict)
+    described: dict[str, str] = field(default_factory=dict)
     tool_choice: Any = None
     stop: list[str] = field(default_factory=list)
     marked: list[str] = field(default_factory=list)
@@ -105,24 +109,6 @@ class Seen:
     def parts(self, kind: str) -> list[tuple[Any, ...]]:
         """All parts of one kind, in order, without the kind."""
         return [part[1:] for _, parts in self.turns for part in parts if part[0] == kind]
-
-
-def script_of(model: str, seen: Seen) -> Script:
-    """The script of a model id. An id without one answers like `plain`, whatever it is asked."""
-    return coding_agent(seen) if model == "coding-agent" else SCRIPTS.get(model, SCRIPTS["plain"])
-
-
-def coding_agent(seen: Seen) -> Script:
-    """A model that reads the file whose path the user gave, and then says what the tool result held."""
-    results = [part for _, parts in seen.turns for part in parts if part[0] == "result"]
-    if results:
-        return Script(text=f"The file says: {results[-1][2]}")
-    asked = " ".join(part[1] for role, parts in seen.turns if role == "user" for part in parts if part[0] == "text")
-    found = re.search(r"(/\S+\.txt)", asked)
-    if found is None or "Read" not in seen.tools:
-        return Script(text="a title")  # a side call of the agent
-    arguments = json.dumps({"file_path": found[1]})
-    return Script(text="I will read it.", calls=(Called("Read", (arguments[:9], arguments[9:])),), stop="tools")
 
 
 def in_unsealed_loop(turns: list[tuple[str, list[tuple[Any, ...]]]]) -> bool:

@@ -139,6 +139,10 @@ class OpenAi:
                         call[1] += delta.function.name or ""
                         call[2] += delta.function.arguments or ""
         got.calls = [_openai_call(*calls[index]) for index in sorted(calls)]
+        got.turn = {"role": "assistant", "content": got.text or None}
+        if calls:
+            made = [(id_, {"name": name, "arguments": arguments}) for id_, name, arguments in calls.values()]
+            got.turn["tool_calls"] = [{"id": id_, "type": "function", "function": made_of} for id_, made_of in made]
         return self._counted(got, usage)
 
     def _counted(self, got: Got, usage: Any) -> Got:
@@ -254,6 +258,7 @@ class Bedrock:
             if "toolUse" in block:
                 block["toolUse"]["input"] = json.loads(block["toolUse"]["input"] or "{}")
             self._block(block, got)
+        got.turn = {"role": "assistant", "content": [blocks[index] for index in sorted(blocks)]}
         return got
 
     def _follow(self, events: Any, blocks: dict[int, Body], got: Got) -> None:

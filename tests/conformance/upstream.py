@@ -8,15 +8,17 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
 from aiohttp import web
 
 from tests.conformance import families, wire_anthropic, wire_bedrock, wire_openai
-from tests.conformance.credentials import leaks, rightly_signed
-from tests.conformance.scenarios import Refused, Script, Seen, require, script_of
+from tests.conformance.asking import script_of
+from tests.conformance.binding import Prefix, opened
+from tests.conformance.credentials import account, leaks, rightly_signed
+from tests.conformance.scenarios import Refused, Script, Seen, require
 
 WIRES: dict[str, ModuleType] = {"openai": wire_openai, "anthropic": wire_anthropic, "bedrock": wire_bedrock}
 _TYPES = {"openai": "text/event-stream; charset=utf-8", "anthropic": "text/event-stream; charset=utf-8",
@@ -112,9 +114,12 @@ class ConformanceUpstream:
         body = received.json
         wire = WIRES[received.dialect]
         received.model = request.path.split("/")[2] if received.dialect == "bedrock" else body["model"]
-        beta = received["anthropic-beta"] is not None
-        received.seen = wire.read(body, received.model, beta)
-        script = script_of(received.model, received.seen)
+        bound = received.model.startswith("bound-")
+        readable = opened(body, account(received)) if bound else body
+        received.seen = wire.read(readable, received.model, received["anthropic-beta"] or "")
+        script = script_of(received.model.removeprefix("bound-"), received.seen)
+        if bound:
+            script = replace(script, signature=Prefix.of(body).seal(account(received)))
         if script.fails:
             return _error(received.dialect, script.fails, f"the scripted provider says {script.fails}")
         streams = operation == "converse-stream" or body.get("stream", False)

@@ -24,12 +24,15 @@ _BLOCK_FIELDS = {
     "tool_result": {"tool_use_id", "content", "is_error"},
     "thinking": {"thinking", "signature"},
     "redacted_thinking": {"data"},
+    "tool_addition": {"tool"},
+    "tool_removal": {"tool"},
 }
 _IN_ROLE = {
     "user": {"text", "image", "document", "tool_result"},
     "assistant": {"text", "tool_use", "thinking", "redacted_thinking"},
-    "system": {"text"},
+    "system": {"text", "tool_addition", "tool_removal"},
 }
+_BY_NAME, _BY_VALUE = "mid-conversation-tool-changes-2026-07-01", "inline-tools-2026-09-15"
 _TOOL_ID = re.compile(r"[a-zA-Z0-9_-]+")
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 _STOP = {"end": "end_turn", "tools": "tool_use", "length": "max_tokens", "sequence": "stop_sequence"}
@@ -42,8 +45,8 @@ _KINDS = {
 }
 
 
-def read(body: dict[str, Any], model: str, beta: bool) -> Seen:
-    """What the request says. With `beta` (the header names one) the beta API's fields and system turns are taken, too.
+def read(body: dict[str, Any], model: str, beta: str) -> Seen:
+    """What the request says. With `beta` (the header's value) the beta API's fields and system turns are taken, too.
 
     Raises:
         Refused: Anthropic would answer 400.
@@ -77,6 +80,7 @@ def _read_tool(tool: dict[str, Any], seen: Seen) -> None:
     require(_NAME.fullmatch(tool["name"]), "tools.name: pattern")
     require(tool["input_schema"].get("type") == "object", "tools.input_schema.type: Field required")
     seen.tools[tool["name"]] = tool["input_schema"]
+    seen.described[tool["name"]] = tool.get("description", "")
     _mark(tool, "tools", seen)
 
 
@@ -91,15 +95,18 @@ def _read_thinking(body: dict[str, Any], seen: Seen) -> None:
         require(not forced, "Thinking may not be enabled when tool_choice forces tool use")
 
 
-def _read_messages(messages: list[dict[str, Any]], seen: Seen, beta: bool) -> None:
+def _read_messages(messages: list[dict[str, Any]], seen: Seen, beta: str) -> None:
     require(messages and messages[0]["role"] == "user", "messages: first message must use the user role")
     open_calls: set[str] = set()
-    for message in messages:
+    for n, message in enumerate(messages):
         require(message.keys() == {"role", "content"}, f"messages: {sorted(message)}: Extra inputs are not permitted")
         role, content = message["role"], message["content"]
         require(role in ("user", "assistant") or (role == "system" and beta), f"messages.role: {role}")
         require(content, "messages: all messages must have non-empty content")
         blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if role == "system":
+            _require_place(messages, n)
+            _change_tools(blocks, seen, beta)
         answered = [block["tool_use_id"] for block in blocks if block["type"] == "tool_result"]
         first = [block["type"] for block in blocks[: len(answered)]]
         require(set(first) <= {"tool_result"}, "messages: tool_result blocks must come first")
@@ -112,6 +119,25 @@ def _read_messages(messages: list[dict[str, Any]], seen: Seen, beta: bool) -> No
     last = messages[-1]
     if last["role"] == "assistant" and isinstance(last["content"], str):
         require(last["content"] == last["content"].rstrip(), "final assistant content cannot end with whitespace")
+
+
+def _require_place(messages: list[dict[str, Any]], n: int) -> None:
+    """A system message stands between a user's turn and the model's."""
+    after = [message["role"] for message in messages[n + 1 : n + 2]] or ["assistant"]
+    place = (messages[n - 1]["role"], *after)
+    require(place == ("user", "assistant"), f"messages.{n}: role 'system' must follow a user turn")
+
+
+def _change_tools(blocks: list[dict[str, Any]], seen: Seen, beta: str) -> None:
+    for block in blocks:
+        match block:
+            case {"type": "tool_addition", "tool": {"type": "tool_definition", "definition": definition}}:
+                require(_BY_VALUE in beta, f"tool_definition: requires the {_BY_VALUE} beta")
+                require(definition["name"] not in seen.tools, "tools: Tool names must be unique.")
+                _read_tool(definition, seen)
+            case {"type": "tool_addition" | "tool_removal", "tool": {"type": "tool_reference", "name": name}}:
+                require(_BY_NAME in beta, f"{block['type']}: requires the {_BY_NAME} beta")
+                require(name in seen.tools, f"{block['type']}: {name} is not declared")
 
 
 def _read_block(block: dict[str, Any], role: str, seen: Seen) -> tuple[Any, ...]:
@@ -188,12 +214,12 @@ def _usage(script: Script, out: int) -> dict[str, Any]:
 def _blocks(script: Script) -> list[dict[str, Any]]:
     blocks: list[dict[str, Any]] = []
     if script.thought:
-        blocks.append({"type": "thinking", "thinking": script.thought, "signature": SIGNATURE})
+        blocks.append({"type": "thinking", "thinking": script.thought, "signature": script.signature})
     if script.sealed:
         blocks.append({"type": "redacted_thinking", "data": SEALED})
     if script.text:
         blocks.append({"type": "text", "text": script.text})
-    for n, call in enumerate(script.calls):
+    for n, call in enumerate(script.calls, script.first_call):
         arguments = json.loads("".join(call.pieces) or "{}")
         blocks.append({"type": "tool_use", "id": call_id(n), "name": call.name, "input": arguments})
     return blocks
@@ -202,7 +228,7 @@ def _blocks(script: Script) -> list[dict[str, Any]]:
 def whole(script: Script, model: str, body: dict[str, Any]) -> bytes:
     reply = {
         "model": f"{model}-20260901",
-        "id": "msg_01conformance",
+        "id": f"msg_01conformance{len(body['messages'])}",
         "type": "message",
         "role": "assistant",
         "content": _blocks(script),
@@ -216,7 +242,7 @@ def whole(script: Script, model: str, body: dict[str, Any]) -> bytes:
 def frames(script: Script, model: str, body: dict[str, Any]) -> list[bytes]:
     message: dict[str, Any] = {
         "model": f"{model}-20260901",
-        "id": "msg_01conformance",
+        "id": f"msg_01conformance{len(body['messages'])}",
         "type": "message",
         "role": "assistant",
         "content": [],
@@ -246,10 +272,11 @@ def _block_frames(script: Script, index: int, block: dict[str, Any]) -> Iterator
             empty = {"thinking": "", "signature": ""}
             cut = [script.thought[i : i + 9] for i in range(0, len(script.thought), 9)]
             deltas = [delta("thinking_delta", thinking=piece) for piece in cut]
-            deltas.append(delta("signature_delta", signature=SIGNATURE))
+            deltas.append(delta("signature_delta", signature=script.signature))
         case "tool_use":
             empty = {"input": {}}
-            pieces = next(call for n, call in enumerate(script.calls) if call_id(n) == block["id"]).pieces
+            numbered = enumerate(script.calls, script.first_call)
+            pieces = next(call for n, call in numbered if call_id(n) == block["id"]).pieces
             deltas = [delta("input_json_delta", partial_json=piece) for piece in ("", *pieces)]
         case _:
             empty, deltas = {}, []

@@ -38,7 +38,7 @@ def _input_shape() -> Shape:
     return shape
 
 
-def read(body: dict[str, Any], model: str, beta: bool) -> Seen:
+def read(body: dict[str, Any], model: str, beta: str) -> Seen:
     """What the request says.
 
     Raises:
@@ -58,6 +58,7 @@ def read(body: dict[str, Any], model: str, beta: bool) -> Seen:
     for tool in (config or {}).get("tools", ()):
         if "toolSpec" in tool:
             seen.tools[tool["toolSpec"]["name"]] = tool["toolSpec"]["inputSchema"]["json"]
+            seen.described[tool["toolSpec"]["name"]] = tool["toolSpec"].get("description", "")
         else:
             _mark(tool, "tools", seen)
     seen.tool_choice = (config or {}).get("toolChoice")
@@ -158,13 +159,13 @@ def _end(script: Script, body: dict[str, Any]) -> dict[str, Any]:
 def whole(script: Script, model: str, body: dict[str, Any]) -> bytes:
     content: list[dict[str, Any]] = []
     if script.thought:
-        thought = {"text": script.thought, "signature": SIGNATURE}
+        thought = {"text": script.thought, "signature": script.signature}
         content.append({"reasoningContent": {"reasoningText": thought}})
     if script.sealed:
         content.append({"reasoningContent": {"redactedContent": SEALED}})
     if script.text:
         content.append({"text": script.text})
-    for n, call in enumerate(script.calls):
+    for n, call in enumerate(script.calls, script.first_call):
         arguments = json.loads("".join(call.pieces) or "{}")
         content.append({"toolUse": {"input": arguments, "name": call.name, "toolUseId": call_id(n)}})
     message = {"message": {"content": content, "role": "assistant"}}
@@ -189,13 +190,13 @@ def frames(script: Script, model: str, body: dict[str, Any]) -> list[bytes]:
 def _stream_blocks(script: Script) -> Iterator[tuple[dict[str, Any] | None, list[dict[str, Any]]]]:
     if script.thought:
         cut = [script.thought[i : i + 9] for i in range(0, len(script.thought), 9)]
-        deltas = [{"text": piece} for piece in cut] + [{"signature": SIGNATURE}]
+        deltas = [{"text": piece} for piece in cut] + [{"signature": script.signature}]
         yield None, [{"reasoningContent": delta} for delta in deltas]
     if script.sealed:
         yield None, [{"reasoningContent": {"redactedContent": SEALED}}]
     if script.text:  # AWS announces no text blocks
         yield None, [{"text": piece} for piece in script.pieces]
-    for n, call in enumerate(script.calls):
+    for n, call in enumerate(script.calls, script.first_call):
         inputs: list[dict[str, Any]] = [{"toolUse": {"input": piece}} for piece in call.pieces or ("",)]
         yield {"toolUse": {"name": call.name, "toolUseId": call_id(n)}}, inputs
 

@@ -35,7 +35,7 @@ _KINDS = {
 }
 
 
-def read(body: dict[str, Any], model: str, beta: bool) -> Seen:
+def read(body: dict[str, Any], model: str, beta: str) -> Seen:
     """What the request says.
 
     Raises:
@@ -74,6 +74,7 @@ def _read_tool(tool: dict[str, Any], seen: Seen) -> None:
     parameters = function.get("parameters")
     require(parameters is None or parameters.get("type") == "object", "tools.function.parameters: type object")
     seen.tools[function["name"]] = parameters
+    seen.described[function["name"]] = function.get("description", "")
 
 
 def _read_messages(messages: list[dict[str, Any]], seen: Seen) -> None:
@@ -177,11 +178,11 @@ def whole(script: Script, model: str, body: dict[str, Any]) -> bytes:
                 "type": "function",
                 "function": {"name": call.name, "arguments": "".join(call.pieces) or "{}"},
             }
-            for n, call in enumerate(script.calls)
+            for n, call in enumerate(script.calls, script.first_call)
         ]
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _FINISH[script.stop]}
     reply = {
-        "id": "chatcmpl-conformance",
+        "id": f"chatcmpl-conformance{len(body['messages'])}",
         "object": "chat.completion",
         "created": 1790000000,
         "model": f"{model}-2026-09-01",
@@ -195,7 +196,7 @@ def whole(script: Script, model: str, body: dict[str, Any]) -> bytes:
 
 def frames(script: Script, model: str, body: dict[str, Any]) -> list[bytes]:
     head = {
-        "id": "chatcmpl-conformance",
+        "id": f"chatcmpl-conformance{len(body['messages'])}",
         "object": "chat.completion.chunk",
         "created": 1790000000,
         "model": f"{model}-2026-09-01",
@@ -222,7 +223,8 @@ def frames(script: Script, model: str, body: dict[str, Any]) -> list[bytes]:
 def _call_deltas(script: Script) -> Iterator[dict[str, Any]]:
     """The calls begin one after another; then their arguments come interleaved, as some servers send them."""
     for n, call in enumerate(script.calls):
-        yield {"index": n, "id": call_id(n), "type": "function", "function": {"name": call.name, "arguments": ""}}
+        function = {"name": call.name, "arguments": ""}
+        yield {"index": n, "id": call_id(script.first_call + n), "type": "function", "function": function}
     for i in range(max((len(call.pieces) for call in script.calls), default=0)):
         for n, call in enumerate(script.calls):
             if i < len(call.pieces):
