@@ -5,7 +5,7 @@ BIN := .venv/bin
 SOURCES := orqen_ray deployments tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test check clients bench bench-http bench-traces
+.PHONY: help install demo serve test check clients bench bench-http bench-routing bench-traces
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -35,6 +35,9 @@ bench: install ## this gateway beside Portkey, LiteLLM and a bare proxy, as rati
 
 bench-http: install ## HTTP clients side by side: which one the forwarder uses, and why
 	$(BIN)/python -m benchmarks.http_stack
+
+bench-routing: install ## what tool routing adds to a request, and the encoder beside its peer; writes docs/benchmarks-routing.md
+	$(BIN)/python -m benchmarks.routing
 
 bench-traces: install ## what a million rows cost the trace log
 	$(BIN)/python -m benchmarks.traces
