@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 
-from orqen_ray.conversation import Conversation, Message, Text
+from orqen_ray.conversation import Conversation, Message, Text, lasting
 
 HEADER = "x-orqen-session-id"
 _SANE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,254}[\x21-\x7e])?")
@@ -28,7 +28,7 @@ def given_session_id(headers: Mapping[str, str]) -> str | None:
 
 def _head(conversation: Conversation) -> list[str]:
     """The texts that stay the same in every turn: all system text before the first user message, and that message."""
-    texts = [block.text for block in conversation.system if isinstance(block, Text)]
+    texts = [block.text for block in lasting(conversation.system) if isinstance(block, Text)]
     for message in conversation.messages:
         texts += _texts(message)
         if message.role == "user":

@@ -117,6 +117,16 @@ class Attempt:
     took_ms: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolScore:
+    """What was decided about one tool, as it is traced; see `tools.routing.Verdict`."""
+
+    name: str
+    kept: bool
+    reason: str
+    score: float | None = None
+
+
 @dataclass(slots=True, kw_only=True)
 class UpstreamReply:
     """A provider's answer, its head read. `chunks` yields the body as it arrives and closes the connection when closed.

@@ -74,10 +74,14 @@ def listening(family: Iterable[psutil.Process] | None = None) -> set[tuple[str, 
 def running_gateway(
     folder: Path, settings: Mapping[str, Any], environment: Mapping[str, str] | None = None
 ) -> Iterator[RunningGateway]:
-    """Start a gateway with `settings`, its data in `folder`, on a free port; stop it in the end."""
+    """Start a gateway with `settings`, its data in `folder`, on a free port; stop it in the end.
+
+    Its encoder runs in the ingress, for the sake of the machine, unless `settings` say where.
+    """
     storage = {"database_url": f"sqlite+aiosqlite:///{folder}/orqen.db", "traces_uri": f"{folder}/traces"}
     config = folder / "orqen.yaml"
-    config.write_text(json.dumps({"storage": storage, **settings}))  # JSON is YAML
+    placed = {"storage": storage, "encoders": {"placement": "ingress"}, **settings}
+    config.write_text(json.dumps(placed))  # JSON is YAML
     variables = {**gateway_environment(), "ORQEN_CONFIG": str(config), "ORQEN_PORT": "0", **(environment or {})}
     process = subprocess.Popen(
         [sys.executable, "-m", "deployments.serve"],
@@ -126,9 +130,9 @@ def operator_providers(upstream: ScriptedUpstream) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def gateway(tmp_path_factory: pytest.TempPathFactory, operator_providers: dict[str, Any]) -> Iterator[RunningGateway]:
-    """The shared gateway: ingress placement, the fast path of `make serve`."""
+    """The shared gateway: as `make serve` starts it, forwarders in the ingress, encoders in a pool."""
     environment = {"ORQEN_BOOTSTRAP_KEY": f"sk-orq-{secrets.token_hex(32)}"}
-    settings = {"providers": operator_providers, "retries": {"max_retries": 0}}
+    settings = {"providers": operator_providers, "retries": {"max_retries": 0}, "encoders": {}}
     with running_gateway(tmp_path_factory.mktemp("gateway"), settings, environment) as running:
         yield running
 

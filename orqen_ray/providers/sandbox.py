@@ -19,6 +19,8 @@ from orqen_ray.types import Call, UpstreamReply
 
 LABEL = "[sandbox, not a model] "
 MODEL = "echo"
+INDEX = "orqen_more_tools"
+"""The gateway's own tool, which names those that were left out."""
 _CHARS_PER_TOKEN = 4
 _MAX_SCHEMA_DEPTH = 8
 _STREAM_PIECE_CHARS = 12
@@ -81,9 +83,9 @@ def _write_message(request: JsonObject) -> tuple[JsonObject, str]:
         {
             "id": "call" + hashlib.sha256(f"{len(messages)}/{i}/{name}".encode()).hexdigest()[:16],
             "type": "function",
-            "function": {"name": name, "arguments": _arguments(schema, said)},
+            "function": {"name": name, "arguments": arguments},
         }
-        for i, (name, schema) in enumerate(chosen)
+        for i, (name, arguments) in enumerate(chosen)
     ]
     return {"role": "assistant", "content": None, "refusal": None, "tool_calls": calls}, "tool_calls"
 
@@ -100,21 +102,39 @@ def _cut(request: JsonObject, text: str) -> tuple[JsonObject, str]:
     return {"role": "assistant", "content": text, "refusal": None}, finish
 
 
-def _choose_tools(request: JsonObject, said: str) -> list[tuple[str, JsonObject]]:
-    """The tools to call: the forced one, else the one named in the text, else the first; two when two are asked for."""
-    functions = [tool["function"] for tool in request.get("tools") or [] if tool.get("type") == "function"]
+def _choose_tools(request: JsonObject, said: str) -> list[tuple[str, str]]:
+    """The tools to call, each with its arguments: the forced one, else the one named in the text, else the first; two
+    when two are asked for. A tool that is named in the text and in the index only is asked for there."""
+    offered = [tool["function"] for tool in request.get("tools") or [] if tool.get("type") == "function"]
+    functions = [f for f in offered if f["name"] != INDEX]
     choice = request.get("tool_choice")
-    if choice == "none" or not functions:
+    if choice == "none" or not offered:
         return []
     if isinstance(choice, dict):
         allowed = choice.get("allowed_tools", {}).get("tools", [choice])
         names = {tool.get("function", {}).get("name") for tool in allowed}
         functions = [f for f in functions if f["name"] in names] or functions[:1]
     lowered = said.lower()
-    named = [f for f in functions if f["name"].lower() in lowered or f["name"].lower().replace("_", " ") in lowered]
+    named = [f for f in functions if _is_named(f["name"], lowered)]
+    listed = [name for f in offered if f["name"] == INDEX for name in _indexed(f) if _is_named(name, lowered)]
+    if listed and not named and not isinstance(choice, dict):
+        return [(INDEX, msgspec.json.encode({"names": listed}).decode())]
     ordered = named + [f for f in functions if f not in named]
     two = re.search(r"\b(both|parallel)\b", lowered) and request.get("parallel_tool_calls") is not False
-    return [(f["name"], f.get("parameters") or {}) for f in ordered[: 2 if two else 1]]
+    return [(f["name"], _arguments(f.get("parameters") or {}, said)) for f in ordered[: 2 if two else 1]]
+
+
+def _is_named(name: str, lowered: str) -> bool:
+    return name.lower() in lowered or name.lower().replace("_", " ") in lowered
+
+
+def _indexed(index: JsonObject) -> Iterator[str]:
+    """The names that the gateway's index lists, one a line: `name: what it does`."""
+    described = (index.get("parameters") or {}).get("properties", {}).get("names", {}).get("description") or ""
+    for line in described.splitlines():
+        name = line.partition(":")[0].strip()
+        if name and " " not in name:
+            yield name
 
 
 def _arguments(schema: JsonObject, said: str) -> str:

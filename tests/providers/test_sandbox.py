@@ -10,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+from orqen_ray.conversation import Tool
+from orqen_ray.formats.openai_chat.request_out import write_tool
 from orqen_ray.providers.sandbox import LABEL, answer
+from orqen_ray.tools.index import MORE_TOOLS, index_tool
 from orqen_ray.types import Call
 from tests.providers.scripted import call, forwarder, read
 
@@ -203,3 +206,35 @@ async def test_the_forwarder_serves_it_without_credentials_or_network() -> None:
         assert await upstream.connected() == {"sandbox"}
         got = await upstream.send(call(provider="sandbox", body=_call().body))
         assert got.status == 200 and LABEL.encode() in await read(got)
+
+
+LEFT_OUT = [
+    Tool(name="send_invoice", description="Sends an invoice."),
+    Tool(name="book_room", description="Books one."),
+]
+LISTED = write_tool(index_tool(LEFT_OUT))
+
+
+async def test_a_tool_that_only_the_index_names_is_asked_for_there() -> None:
+    for tools in ([CLOCK, LISTED], [LISTED]):
+        message = (await _ask(**_user("Please send invoice 7 and book_room it"), tools=tools)).message
+        [call] = message.tool_calls
+        assert call.function.name == MORE_TOOLS
+        assert msgspec.json.decode(call.function.arguments) == {"names": ["send_invoice", "book_room"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "called"),
+    [
+        ("Hello", {}, "clock"),
+        ("Look at the clock, then send_invoice", {}, "clock"),
+        ("send_invoice", {"tool_choice": {"type": "function", "function": {"name": "clock"}}}, "clock"),
+    ],
+)
+async def test_the_index_is_left_alone_when_it_is_not_needed(text: str, more: dict[str, Any], called: str) -> None:
+    [call] = (await _ask(**_user(text), tools=[LISTED, CLOCK], **more)).message.tool_calls
+    assert call.function.name == called
+
+
+async def test_an_index_alone_calls_nothing_unasked() -> None:
+    assert (await _ask(**_user("Hello"), tools=[LISTED])).message.content.startswith(LABEL)
