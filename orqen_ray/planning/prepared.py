@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from orqen_ray.conversation import CacheMarker, Tool
-from orqen_ray.tools.index import index_tool, line_of
+from orqen_ray.tools.index import index_of, line_of
 from orqen_ray.tools.schemas import compressed
 from orqen_ray.tools.sizes import Sizes, sizes_of
 from orqen_ray.tools.tool_set import ToolSet, tool_set_of
@@ -29,12 +29,14 @@ class Prepared:
 
     Attributes:
         plain: as the caller wrote them. `short`: compressed; a tool that gains nothing is the same object.
+        line_by_name: what the index says of each.
         full_plain, full_short: sizes with one or the other sent in full; `prompt` is 0.
     """
 
     tool_set: ToolSet
     plain: tuple[Tool, ...]
     short: tuple[Tool, ...]
+    line_by_name: Mapping[str, str]
     full_plain: Sizes
     full_short: Sizes
 
@@ -95,7 +97,7 @@ def _chosen(
         names = frozenset(kept)
         tools = tuple(tool for tool in tools if tool.name in names)
     if indexed:
-        tools = (*tools, index_tool([prepared.by_name[name] for name in indexed]))
+        tools = (*tools, index_of(prepared.line_by_name[name] for name in indexed))
     return _marked(tools, dict(markers), prepared.tool_set.names[-1]) if markers else tools
 
 
@@ -122,7 +124,8 @@ def prepare(tools: Sequence[Tool]) -> Prepared:
     lines = [line_of(tool) for tool in plain]
     full_short = sizes_of(short, lines, 0)
     full_plain = full_short if all(map(operator.is_, short, plain)) else sizes_of(plain, lines, 0)
-    return Prepared(tool_set_of(tools), plain, short, full_plain, full_short)
+    line_by_name = dict(zip((tool.name for tool in plain), lines, strict=True))
+    return Prepared(tool_set_of(tools), plain, short, line_by_name, full_plain, full_short)
 
 
 def _plain(tool: Tool) -> Tool:

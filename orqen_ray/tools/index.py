@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -43,13 +43,18 @@ def line_of(tool: Tool) -> str:
     return f"{name}: {words}" if words else name
 
 
-def index_tool(left_out: Sequence[Tool]) -> Tool:
-    """The gateway's tool, with one line for each tool of `left_out`, in that order: the same bytes for the same tools.
+def index_tool(left_out: Iterable[Tool]) -> Tool:
+    """The gateway's tool, with one line for each tool of `left_out`: the same bytes for the same tools."""
+    return index_of(map(line_of, left_out))
+
+
+def index_of(lines: Iterable[str]) -> Tool:
+    """The gateway's tool from the lines of the tools that were left out, for who has them already.
 
     The lines stand in the description of `names`: OpenAI and those who copy it take no more than 1,024 characters in
     that of a function. The names are not enumerated: a model that gets one wrong shall be answered, not held to a list.
     """
-    listed = _LISTED + "\n".join(map(line_of, left_out))
+    listed = _LISTED + "\n".join(lines)
     names = {"type": "array", "items": {"type": "string"}, "description": listed}
     parameters = {"type": "object", "properties": {"names": names}, "required": ["names"]}
     return Tool(name=MORE_TOOLS, description=_DESCRIPTION, parameters=parameters)
