@@ -40,7 +40,8 @@ class RunningGateway:
     def replica(self, deployment: str) -> psutil.Process:
         """The process of one replica of a deployment."""
         title = f"ray::ServeReplica:orqen:{deployment}"
-        return next(each for each in family_of(self.process.pid) if " ".join(each.info["cmdline"]).startswith(title))
+        family = family_of(self.process.pid)  # one that ends meanwhile has no command line any more
+        return next(each for each in family if " ".join(each.info["cmdline"] or ()).startswith(title))
 
     def stop(self) -> None:
         """Press Ctrl-C: it must end well and leave no process and no port. Every gateway of the tests is stopped so."""
