@@ -23,6 +23,8 @@ class Capabilities:
     cache_ttl: bool = True
     """Takes a marker that says how long, not only the default."""
     cache_min_tokens: int = 1024
+    prompt_cache: bool = True
+    """Prompts that the provider has seen lately cost less: by themselves in OpenAI's dialect, marked in the others."""
     images: bool = True
     documents: bool = True
     tools: bool = True

@@ -101,7 +101,7 @@ def _situation(head: Conversation, destination: Destination, switches: Switches)
     capabilities = destination.capabilities
     own_caching: FormatName = "openai_chat"  # the others cache what the caller marks
     return Situation(
-        caching=destination.dialect == own_caching or _is_marked(head),
+        caching=capabilities.prompt_cache and (destination.dialect == own_caching or _is_marked(head)),
         cache_write=1.0 if destination.dialect == own_caching else 1.25,
         cache_min_tokens=capabilities.cache_min_tokens,
         system_tokens=sum(map(_tokens, head.system)),

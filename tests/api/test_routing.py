@@ -155,6 +155,16 @@ def routed(shared: Routed) -> Routed:
     return fresh(shared)
 
 
+async def test_where_nothing_is_cached_a_set_never_seen_is_routed_for_any_key(routed: Routed) -> None:
+    body = {**body_of("openai_chat", ASKED), "model": "sandbox/echo"}  # its row says `prompt_cache = false`
+    routed.upstream.script = json_reply(msgspec.json.encode(REPLIES[_ending("openai_chat")]))
+    answer = await routed.post(PATHS["openai_chat"], body)
+    assert answer.status_code == 200, answer.text
+    assert 0 < int(answer.headers["x-orqen-tools-output"]) < len(TOOLS) // 2
+    cached = await routed.post(PATHS["openai_chat"], body_of("openai_chat", f"{ASKED} At once."))
+    assert cached.headers["x-orqen-tools-output"] == str(len(TOOLS))
+
+
 @pytest.mark.parametrize("format_", PATHS)
 async def test_the_model_gets_the_tools_that_it_needs_and_an_index_of_the_rest(routed: Routed, format_: str) -> None:
     answer = await routed.ask(format_, body_of(format_, ASKED))
