@@ -199,8 +199,8 @@ so read the differences. Measured {datetime.now(UTC):%Y-%m-%d} with Python {plat
 {table}
 
 The key is one that gets eight tools in each conversation (`orqen keys optimize --k-target 8`), so that tools are scored
-whatever they cost. A first turn is a new conversation with a tool set that is known: its tools' vectors are in the cache, and the texts of
-the conversation are embedded. A later turn is one of a conversation whose pin is known. Never-seen tools must be
+whatever they cost. A first turn is a new conversation with a tool set that is known: its tools' vectors are in the
+cache, and the texts of the conversation are embedded. A later turn is one of a conversation whose pin is known. Never-seen tools must be
 embedded first; where that does not fit the time, all are sent, and the embedding goes on for the next conversation.
 
 ## One query
