@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,36 @@ def ranking_loss(queries: torch.Tensor, tools: torch.Tensor, may: torch.Tensor, 
     return torch.nn.functional.cross_entropy(scores, torch.arange(len(queries)))
 
 
+def descend(
+    transformer: torch.nn.Module, count: int, recipe: Recipe, loss_of: Callable[[slice], torch.Tensor]
+) -> list[float]:
+    """One epoch over `count` examples, whole batches only.
+
+    Args:
+        loss_of: the loss of the examples in a slice.
+
+    Returns:
+        The loss of each step.
+    """
+    steps = count // recipe.batch
+    optimizer = torch.optim.AdamW(transformer.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmed(step, steps))
+    losses: list[float] = []
+    started = time.monotonic()
+    for step in range(steps):
+        loss = loss_of(slice(step * recipe.batch, (step + 1) * recipe.batch))
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+        if step % 10 == 9:
+            mean = sum(losses[-10:]) / 10
+            logger.info("step %d of %d, loss %.3f, %.0f s", step + 1, steps, mean, time.monotonic() - started)
+    return losses
+
+
 def train(model: str, examples: Sequence[Row], folder: Path, recipe: Recipe) -> list[float]:
     """One epoch over the examples in their order; writes the model and its tokenizer to `folder`.
 
@@ -107,27 +137,14 @@ def train(model: str, examples: Sequence[Row], folder: Path, recipe: Recipe) -> 
     torch.manual_seed(recipe.seed)
     encoder = BiEncoder(model, recipe.max_tokens)
     encoder.transformer.train()
-    steps = len(examples) // recipe.batch
-    optimizer = torch.optim.AdamW(
-        encoder.transformer.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmed(step, steps))
-    losses: list[float] = []
-    started = time.monotonic()
-    for step in range(steps):
-        batch = examples[step * recipe.batch : (step + 1) * recipe.batch]
+
+    def loss_of(part: slice) -> torch.Tensor:
+        batch = examples[part]
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=recipe.bfloat16):
             vectors = encoder([row.query for row in batch] + [row.tool for row in batch]).float()
-        loss = ranking_loss(vectors[: len(batch)], vectors[len(batch) :], allowed(batch), recipe.scale)
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(encoder.transformer.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-        if step % 10 == 9:
-            mean = sum(losses[-10:]) / 10
-            logger.info("step %d of %d, loss %.3f, %.0f s", step + 1, steps, mean, time.monotonic() - started)
+        return ranking_loss(vectors[: len(batch)], vectors[len(batch) :], allowed(batch), recipe.scale)
+
+    losses = descend(encoder.transformer, len(examples), recipe, loss_of)
     folder.mkdir(parents=True, exist_ok=True)
     encoder.transformer.save_pretrained(folder)
     encoder.tokenizer.save_pretrained(folder)

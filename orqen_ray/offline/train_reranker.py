@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import logging
 import random
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from orqen_ray.encoders.onnx import OnnxEmbedder
 from orqen_ray.encoders.protocol import Embedder
 from orqen_ray.offline.encoder_data import Row, rows
-from orqen_ray.offline.train_embedder import Recipe, warmed
+from orqen_ray.offline.train_embedder import Recipe, descend
 
 logger = logging.getLogger(__name__)
 
@@ -73,13 +72,8 @@ def train(
     tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
     transformer = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, local_files_only=True)
     transformer.train()
-    optimizer = torch.optim.AdamW(transformer.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    steps = len(examples) // recipe.batch
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmed(step, steps))
-    losses: list[float] = []
-    started = time.monotonic()
-    for step in range(steps):
-        part = slice(step * recipe.batch, (step + 1) * recipe.batch)
+
+    def loss_of(part: slice) -> torch.Tensor:
         triples = [(row.query, row.tool, 1.0) for row in examples[part]]
         triples += [
             (row.query, tool, 0.0) for row, tools in zip(examples[part], negatives[part], strict=True) for tool in tools
@@ -95,16 +89,9 @@ def train(
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=recipe.bfloat16):
             logits = transformer(**inputs).logits[:, 0].float()
         right = torch.tensor([label for _, _, label in triples])
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, right)
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-        if step % 10 == 9:
-            mean = sum(losses[-10:]) / 10
-            logger.info("step %d of %d, loss %.3f, %.0f s", step + 1, steps, mean, time.monotonic() - started)
+        return torch.nn.functional.binary_cross_entropy_with_logits(logits, right)
+
+    losses = descend(transformer, len(examples), recipe, loss_of)
     folder.mkdir(parents=True, exist_ok=True)
     transformer.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
